@@ -1,0 +1,1 @@
+"""Where depthwise filters live: ONNX graphs, torch modules, timm's zoo."""
