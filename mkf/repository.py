@@ -1,0 +1,196 @@
+"""Writes Contract 1: one model of a Triton model repository, in one move."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import secrets
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from mkf.errors import ExportError
+
+BASELINE = "convnext_baseline"
+IDEALIZED = "convnext_idealized"
+LARGEST_BATCH = 32
+MANIFEST_SCHEMA_VERSION = 1
+OPSET = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How image files become a model's pixels, in the terms of timm's evaluation transform."""
+
+    input_size: tuple[int, int]  # height, width in pixels
+    mean: tuple[float, float, float]  # of pixels scaled to [0, 1]
+    std: tuple[float, float, float]
+    crop_fraction: float = 0.875  # timm's crop_pct
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    color_mode: str = "RGB"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What is the same for the baseline and the idealized model of one export."""
+
+    source: str  # as given to `mkf export`
+    license: str  # of the weights
+    labels: Sequence[str]
+    class_ids: Sequence[str] | None = None  # synset ids in the order of the labels
+    expected_top1: float | None = None  # percent, where a source states one for the baseline
+    random_weights: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idealization:
+    """What the idealized model's manifest says beyond its baseline's."""
+
+    fit: dict[str, Any]  # method, scales, boundary, keys: [{key, sigma_x, sigma_y, gamma}]
+    kernels: list[list[list[float]]]  # 8 x 7 x 7, unit norm
+    learned_keys: list[list[list[float]]]  # 8 x 7 x 7
+    layers: list[dict[str, Any]]  # name, channels, kept, keys
+    trained: bool  # whether the other weights were trained around the idealized filters
+
+
+def write_model(
+    repository: Path,
+    name: str,
+    graph: onnx.ModelProto,
+    *,
+    preprocessing: Preprocessing,
+    provenance: Provenance,
+    idealization: Idealization | None = None,
+    threads: int = 0,
+) -> Path:
+    """Write `<repository>/<name>/` and return it; an older model of that name is replaced.
+
+    The files are written to a hidden folder beside it, which is then moved into place, so that an
+    interrupted export leaves either the old model or the new one complete.
+
+    Parameters
+    ----------
+    graph
+        Input `images`, UINT8 (N, H, W, 3); output `logits`, FP32 (N, classes).
+    threads
+        ONNX Runtime's threads within an operator; 0 leaves the choice to the runtime.
+
+    Raises
+    ------
+    ExportError
+        The folder cannot be written.
+    """
+    serialized = graph.SerializeToString()
+    role: Literal["baseline", "idealized"] = "baseline" if idealization is None else "idealized"
+    manifest = {
+        "schema_version": MANIFEST_SCHEMA_VERSION,
+        "name": name,
+        "role": role,
+        "graph_sha256": hashlib.sha256(serialized).hexdigest(),
+        "source": provenance.source,
+        "license": provenance.license,
+        "random_weights": provenance.random_weights,
+        "opset": OPSET,
+        "versions": _versions(),
+        "expected_top1": provenance.expected_top1 if idealization is None else None,
+        "class_ids": None if provenance.class_ids is None else list(provenance.class_ids),
+        "fit": None,
+        "kernels": None,
+        "learned_keys": None,
+        "layers": None,
+    } | ({} if idealization is None else asdict(idealization))
+    temporary = repository / f".{name}.{secrets.token_hex(4)}"
+    try:
+        (temporary / "1").mkdir(parents=True)
+        (temporary / "1" / "model.onnx").write_bytes(serialized)
+        _write_json(temporary / "1" / "manifest.json", manifest)
+        _write_json(temporary / "preprocessing.json", asdict(preprocessing))
+        labels = "".join(f"{label}\n" for label in provenance.labels)
+        (temporary / "labels.txt").write_text(labels, encoding="utf-8")
+        config = _config(name, preprocessing.input_size, len(provenance.labels), threads)
+        (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
+        _replace(temporary, repository / name)
+    except OSError as error:
+        raise ExportError(f"the model {name} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return repository / name
+
+
+def _config(name: str, input_size: tuple[int, int], classes: int, threads: int) -> str:
+    """The model's config.pbtxt, in the terms of Triton's ModelConfig message."""
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2 as triton
+
+    config = triton.ModelConfig(
+        name=name,
+        backend="onnxruntime",
+        max_batch_size=LARGEST_BATCH,
+        input=[
+            triton.ModelInput(
+                name="images", data_type=triton.TYPE_UINT8, dims=[*input_size, 3]
+            )
+        ],
+        output=[
+            triton.ModelOutput(
+                name="logits", data_type=triton.TYPE_FP32, dims=[classes], label_filename="labels.txt"
+            )
+        ],
+        instance_group=[triton.ModelInstanceGroup(kind=triton.ModelInstanceGroup.KIND_AUTO, count=1)],
+        dynamic_batching=triton.ModelDynamicBatching(
+            max_queue_delay_microseconds=500,
+            default_queue_policy=triton.ModelQueuePolicy(max_queue_size=256),
+        ),
+        model_warmup=[_warmup(size, input_size) for size in (1, LARGEST_BATCH)],
+        parameters={
+            "intra_op_thread_count": triton.ModelParameter(string_value=str(threads)),
+            "inter_op_thread_count": triton.ModelParameter(string_value="1"),
+        },
+    )
+    return str(text_format.MessageToString(config))
+
+
+def _warmup(batch_size: int, input_size: tuple[int, int]) -> Any:
+    from tritonclient.grpc import model_config_pb2 as triton
+
+    images = triton.ModelWarmup.Input(
+        data_type=triton.TYPE_UINT8, dims=[*input_size, 3], zero_data=True
+    )
+    return triton.ModelWarmup(
+        name=f"batch_{batch_size}", batch_size=batch_size, inputs={"images": images}
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("mkf", "numpy", "onnx", "onnxruntime", "torch", "timm"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(new: Path, place: Path) -> None:
+    """Move a folder to its place; what stood there goes first, and comes back if the move fails."""
+    old = new.with_name(f"{new.name}.old")
+    if place.exists():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except OSError:
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

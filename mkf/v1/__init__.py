@@ -1,0 +1,1 @@
+"""The API `mkf.v1`, generated from proto/ by `make proto`; do not edit."""

@@ -1,0 +1,1 @@
+"""The services: classification and evaluation behind gRPC. They never fit, and never import torch."""

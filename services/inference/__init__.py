@@ -1,0 +1,1 @@
+"""Engines that run the models of a repository: one protocol, chosen by URL."""
