@@ -1,0 +1,1 @@
+"""ClassificationService and its command-line client."""
