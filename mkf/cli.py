@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from mkf.commands.export import export
 from mkf.commands.fit import fit, kernels, spread
 from mkf.commands.graph import idealize, inspect
 from mkf.errors import MkfError
@@ -17,12 +18,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (fit, spread, kernels, inspect, idealize):
+for command in (fit, spread, kernels, inspect, idealize, export):
     app.command()(command)
 
 
 def main() -> None:
-    """Run the command line: status 0 done, 1 a failure in one line on standard error, 2 wrong use."""
+    """Run the command line: status 0 done, 1 a failure told in one line, 2 wrong use."""
     try:
         app()
     except (MkfError, OSError) as error:

@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx
 
-from mkf.errors import ExportError
+from mkf.errors import ExportError, MissingExtraError
 
 BASELINE = "convnext_baseline"
 IDEALIZED = "convnext_idealized"
@@ -60,90 +60,112 @@ class Idealization:
     trained: bool  # whether the other weights were trained around the idealized filters
 
 
-def write_model(
-    repository: Path,
-    name: str,
-    graph: onnx.ModelProto,
-    *,
-    preprocessing: Preprocessing,
-    provenance: Provenance,
-    idealization: Idealization | None = None,
-    threads: int = 0,
-) -> Path:
-    """Write `<repository>/<name>/` and return it; an older model of that name is replaced.
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One model to write."""
 
-    The files are written to a hidden folder beside it, which is then moved into place, so that an
-    interrupted export leaves either the old model or the new one complete.
+    name: str
+    graph: onnx.ModelProto  # images UINT8 (N, H, W, 3) -> logits FP32 (N, classes)
+    preprocessing: Preprocessing
+    provenance: Provenance
+    idealization: Idealization | None = None  # None for the baseline
+
+
+def write_models(repository: Path, models: Sequence[Model], *, threads: int = 0) -> None:
+    """Write `<repository>/<name>/` for each model; older models of these names are replaced.
+
+    All files are written to hidden folders first, which are then moved into place, so that an
+    interrupted export leaves no half model.
 
     Parameters
     ----------
-    graph
-        Input `images`, UINT8 (N, H, W, 3); output `logits`, FP32 (N, classes).
     threads
         ONNX Runtime's threads within an operator; 0 leaves the choice to the runtime.
 
     Raises
     ------
     ExportError
-        The folder cannot be written.
+        A folder cannot be written.
+    MissingExtraError
+        tritonclient, whose message describes config.pbtxt, is not installed.
     """
-    serialized = graph.SerializeToString()
-    role: Literal["baseline", "idealized"] = "baseline" if idealization is None else "idealized"
-    manifest = {
+    staged = {repository / f".{model.name}.{secrets.token_hex(4)}": model for model in models}
+    try:
+        for folder, model in staged.items():
+            _write_files(folder, model, threads)
+        for folder, model in staged.items():
+            _replace(folder, repository / model.name)
+    except OSError as error:
+        raise ExportError(f"the models cannot be written to {repository}: {error}") from error
+    finally:
+        for folder in staged:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_files(folder: Path, model: Model, threads: int) -> None:
+    (folder / "1").mkdir(parents=True)
+    serialized = model.graph.SerializeToString()
+    (folder / "1" / "model.onnx").write_bytes(serialized)
+    digest = hashlib.sha256(serialized).hexdigest()
+    _write_json(folder / "1" / "manifest.json", _manifest(model, digest))
+    _write_json(folder / "preprocessing.json", asdict(model.preprocessing))
+    labels = "".join(f"{label}\n" for label in model.provenance.labels)
+    (folder / "labels.txt").write_text(labels, encoding="utf-8")
+    config = _config(model, threads)
+    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def _manifest(model: Model, graph_sha256: str) -> dict[str, Any]:
+    provenance = model.provenance
+    baseline = model.idealization is None
+    return {
         "schema_version": MANIFEST_SCHEMA_VERSION,
-        "name": name,
-        "role": role,
-        "graph_sha256": hashlib.sha256(serialized).hexdigest(),
+        "name": model.name,
+        "role": "baseline" if baseline else "idealized",
+        "graph_sha256": graph_sha256,
         "source": provenance.source,
         "license": provenance.license,
         "random_weights": provenance.random_weights,
         "opset": OPSET,
         "versions": _versions(),
-        "expected_top1": provenance.expected_top1 if idealization is None else None,
+        "expected_top1": provenance.expected_top1 if baseline else None,
         "class_ids": None if provenance.class_ids is None else list(provenance.class_ids),
         "fit": None,
         "kernels": None,
         "learned_keys": None,
         "layers": None,
-    } | ({} if idealization is None else asdict(idealization))
-    temporary = repository / f".{name}.{secrets.token_hex(4)}"
-    try:
-        (temporary / "1").mkdir(parents=True)
-        (temporary / "1" / "model.onnx").write_bytes(serialized)
-        _write_json(temporary / "1" / "manifest.json", manifest)
-        _write_json(temporary / "preprocessing.json", asdict(preprocessing))
-        labels = "".join(f"{label}\n" for label in provenance.labels)
-        (temporary / "labels.txt").write_text(labels, encoding="utf-8")
-        config = _config(name, preprocessing.input_size, len(provenance.labels), threads)
-        (temporary / "config.pbtxt").write_text(config, encoding="utf-8")
-        _replace(temporary, repository / name)
-    except OSError as error:
-        raise ExportError(f"the model {name} cannot be written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return repository / name
+    } | ({} if model.idealization is None else asdict(model.idealization))
 
 
-def _config(name: str, input_size: tuple[int, int], classes: int, threads: int) -> str:
+def _config(model: Model, threads: int) -> str:
     """The model's config.pbtxt, in the terms of Triton's ModelConfig message."""
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2 as triton
-
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2 as triton
+    except ImportError as error:
+        raise MissingExtraError(
+            f"writing config.pbtxt needs tritonclient ({error}); "
+            "install it with: pip install 'mkf[serve]'"
+        ) from error
+    input_size = model.preprocessing.input_size
     config = triton.ModelConfig(
-        name=name,
+        name=model.name,
         backend="onnxruntime",
         max_batch_size=LARGEST_BATCH,
         input=[
-            triton.ModelInput(
-                name="images", data_type=triton.TYPE_UINT8, dims=[*input_size, 3]
-            )
+            triton.ModelInput(name="images", data_type=triton.TYPE_UINT8, dims=[*input_size, 3])
         ],
         output=[
             triton.ModelOutput(
-                name="logits", data_type=triton.TYPE_FP32, dims=[classes], label_filename="labels.txt"
+                name="logits",
+                data_type=triton.TYPE_FP32,
+                dims=[len(model.provenance.labels)],
+                label_filename="labels.txt",
             )
         ],
-        instance_group=[triton.ModelInstanceGroup(kind=triton.ModelInstanceGroup.KIND_AUTO, count=1)],
+        instance_group=[
+            triton.ModelInstanceGroup(kind=triton.ModelInstanceGroup.KIND_AUTO, count=1)
+        ],
         dynamic_batching=triton.ModelDynamicBatching(
             max_queue_delay_microseconds=500,
             default_queue_policy=triton.ModelQueuePolicy(max_queue_size=256),

@@ -14,9 +14,10 @@ from mkf.repository import (
     IDEALIZED,
     OPSET,
     Idealization,
+    Model,
     Preprocessing,
     Provenance,
-    write_model,
+    write_models,
 )
 
 CLASSES = 10
@@ -75,27 +76,16 @@ def write_tiny_repository(directory: Path) -> Path:
         layers=[{"name": "conv", "channels": 8, "kept": 0.9, "keys": {"1": 8}}],
         trained=False,
     )
-    write_model(
-        directory,
-        BASELINE,
-        tiny_graph(1),
-        preprocessing=preprocessing,
-        provenance=provenance,
-        threads=1,
-    )
     graph = tiny_graph(1)
     weight = numpy_helper.to_array(graph.graph.initializer[1])
     noise = np.random.default_rng(2).normal(size=weight.shape).astype(np.float32)
     graph.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight + 0.3 * noise, "weight"))
-    write_model(
-        directory,
-        IDEALIZED,
-        graph,
-        preprocessing=preprocessing,
-        provenance=provenance,
-        idealization=idealization,
-        threads=1,
-    )
+    shared = {"preprocessing": preprocessing, "provenance": provenance}
+    models = [
+        Model(name=BASELINE, graph=tiny_graph(1), **shared),
+        Model(name=IDEALIZED, graph=graph, idealization=idealization, **shared),
+    ]
+    write_models(directory, models, threads=1)
     return directory
 
 

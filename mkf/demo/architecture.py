@@ -9,12 +9,8 @@ from mkf.networks.zoo import import_timm
 if TYPE_CHECKING:
     from torch import nn
 
-INPUT_SIZE = 32  # pixels
 DIMS = (24, 48, 96, 192)  # channels of the four stages
 DEPTHS = (1, 1, 3, 1)  # blocks of the four stages
-# Mean and standard deviation of Fashion-MNIST's 60,000 training images scaled to [0, 1].
-MEAN = 0.2860
-STD = 0.3530
 
 
 def create_network(*, drop_path_rate: float = 0.0) -> nn.Module:

@@ -20,8 +20,8 @@ from mkf.networks.zoo import import_timm
 from mkf.training.loop import Images, Recipe, train
 
 RECIPE = Recipe(
-    epochs=14,
-    batch_size=128,
+    epochs=18,
+    batch_size=64,
     peak_learning_rate=2e-3,
     warmup_share=0.15,
     weight_decay=0.05,

@@ -13,18 +13,6 @@ from numpy.typing import NDArray
 
 from mkf.errors import InputError
 
-CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
 TEST_IMAGES = Path(__file__).parent / "fashion_mnist"  # committed with the project
 SYSTEM_IMAGES = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
 PREFIXES = {"train": "train", "test": "t10k"}

@@ -1,13 +1,31 @@
-"""The one place that imports timm, lazily (extra `train`)."""
+"""timm's networks: the one place that imports timm, lazily (extra `train`)."""
 
 from __future__ import annotations
 
 import importlib.util
+import logging
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkf.errors import MissingExtraError
+from mkf.errors import InputError, MissingExtraError, SourceError
+from mkf.repository import Preprocessing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# timm's own evaluation at 224 pixels, crop 0.875, bicubic (its results-imagenet.csv), in percent.
+PUBLISHED_TOP1 = {
+    "convnextv2_atto.fcmae_ft_in1k": 76.644,
+    "convnextv2_femto.fcmae_ft_in1k": 78.476,
+    "convnextv2_pico.fcmae_ft_in1k": 80.304,
+    "convnextv2_nano.fcmae_ft_in1k": 81.856,
+    "convnextv2_tiny.fcmae_ft_in1k": 82.948,
+    "convnextv2_base.fcmae_ft_in1k": 84.890,
+}
+HUB_TIMEOUT_SECONDS = 10
 
 _declared: list[Any] = []  # torch forgets the schemas when their Library object is collected
 
@@ -52,3 +70,220 @@ def _operators_load(torch: ModuleType) -> bool:
     except (OSError, RuntimeError):
         return False
     return bool(libraries)
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network in evaluation mode, with what timm knows of it."""
+
+    module: nn.Module
+    preprocessing: Preprocessing
+    license: str
+    classes: int
+    labels: list[str] | None
+    class_ids: list[str] | None  # synset ids, for ImageNet-1k's 1,000 classes
+    expected_top1: float | None  # percent
+    random_weights: bool
+
+
+def random_network(name: str, *, seed: int) -> LoadedNetwork:
+    """The named architecture with weights drawn from `seed`.
+
+    Raises
+    ------
+    SourceError
+        timm has no network of that name.
+    """
+    timm = import_timm()
+    import torch
+
+    torch.manual_seed(seed)
+    return _describe(_create(timm, name, pretrained=False), random_weights=True)
+
+
+def pretrained_network(name: str) -> LoadedNetwork:
+    """The named network with its published weights, from the local cache or from the hub.
+
+    Raises
+    ------
+    SourceError
+        timm has no network of that name, it has no published weights, or they cannot be fetched.
+    """
+    timm = import_timm()
+    module = _create(timm, name, pretrained=False)
+    repository = module.pretrained_cfg.get("hf_hub_id")
+    if not repository:
+        raise SourceError(
+            f"timm has no published weights for {name!r}; give a file (--source checkpoint:FILE), "
+            "or export the untrained network with --random-weights"
+        )
+    _require_weights(name, repository)
+    try:
+        module = _create(timm, name, pretrained=True)
+    except (OSError, RuntimeError) as error:
+        raise _out_of_reach(name, error) from error
+    tag = f"{module.pretrained_cfg['architecture']}.{module.pretrained_cfg['tag']}"
+    return _describe(module, random_weights=False, expected_top1=PUBLISHED_TOP1.get(tag))
+
+
+def checkpoint_network(path: Path, *, architecture: str | None) -> LoadedNetwork:
+    """A network from a safetensors or torch file of weights; pickled code is never run.
+
+    Without `architecture` (timm's name) it is the first of timm's ConvNeXt networks, or the demo's,
+    whose weights have the file's names and shapes.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or holds no weights.
+    SourceError
+        The weights do not fit the architecture, or no known architecture.
+    """
+    timm = import_timm()
+    weights = _read_weights(path)
+    candidates = [architecture] if architecture else [*timm.list_models("convnext*"), "demo"]
+    module = _matching(timm, weights, candidates)
+    if module is None:
+        named = architecture or "any ConvNeXt that timm knows, nor the demo network"
+        raise SourceError(
+            f"the weights of {path} do not fit {named}; "
+            "name the network that they belong to with --architecture NAME"
+        )
+    return _describe(module.float(), random_weights=False)
+
+
+def _create(timm: ModuleType, name: str, *, pretrained: bool, **options: Any) -> Any:
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise SourceError(f"timm has no network {name!r}{hint}")
+    return timm.create_model(name, pretrained=pretrained, **options).eval()
+
+
+def _require_weights(name: str, repository: str) -> None:
+    """Fail soon where the hub cannot be reached: its client would retry for most of a minute."""
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    files = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in files):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_SECONDS)
+    except Exception as error:  # the client's HTTP library is not ours to choose, nor its errors
+        raise _out_of_reach(name, error) from error
+
+
+def _out_of_reach(name: str, error: Exception) -> SourceError:
+    reason = " ".join(str(error).split())[:200]
+    return SourceError(
+        f"the pretrained weights of {name} cannot be fetched from the model hub ({reason}); "
+        "download them elsewhere and give --source checkpoint:FILE, "
+        "or export the untrained network with --random-weights"
+    )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"the checkpoint {path} is not there")
+    try:
+        if path.suffix == ".safetensors":
+            weights = load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except SafetensorError as error:
+        raise InputError(f"{path} is no safetensors file: {error}") from error
+    except Exception as error:  # torch raises a dozen unrelated kinds for a broken file
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(
+            f"{path} is no file of weights that can be read without running its code ({reason}); "
+            "save the state dict alone, best as safetensors"
+        ) from error
+    for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+            break
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(f"{path} holds no state dict; save network.state_dict()")
+    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    if any(not bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise InputError(f"{path} holds weights that are not finite; the training went wrong")
+    return tensors
+
+
+def _matching(timm: ModuleType, weights: dict[str, Tensor], candidates: list[str]) -> Any:
+    """The first architecture whose parameters have the weights' names and shapes, with them in it."""
+    import torch
+    from timm.models import clean_state_dict
+    from timm.models.convnext import checkpoint_filter_fn
+
+    from mkf.demo.architecture import create_network
+
+    weights = clean_state_dict(weights)  # without a "module." before each name
+    published = any(".dwconv." in name for name in weights)  # the names of the papers' own code
+    heads = [name for name in ("head.fc.weight", "head.weight", "fc.weight") if name in weights]
+    classes = len(weights[heads[0]]) if heads else 1000
+
+    def build(name: str) -> Any:
+        if name == "demo":
+            return create_network().eval()
+        return _create(timm, name, pretrained=False, num_classes=classes)
+
+    for name in candidates:
+        with torch.device("meta"):  # shapes without memory
+            skeleton = build(name)
+        try:
+            renamed = checkpoint_filter_fn(weights, skeleton) if published else weights
+        except (KeyError, RuntimeError):
+            continue  # another architecture's
+        if _shapes(renamed) == _shapes(skeleton.state_dict()):
+            module = build(name)
+            module.load_state_dict(renamed)
+            return module
+    return None
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _describe(
+    module: Any, *, random_weights: bool, expected_top1: float | None = None
+) -> LoadedNetwork:
+    from timm.data import ImageNetInfo
+
+    config = getattr(module, "pretrained_cfg", None) or {}
+    labels = class_ids = None
+    if module.num_classes == 1000:
+        information = ImageNetInfo("imagenet-1k")
+        labels = information.label_descriptions()
+        class_ids = information.label_names()
+    if config.get("input_size"):
+        preprocessing = Preprocessing(
+            input_size=config["input_size"][1:],
+            crop_fraction=config["crop_pct"],
+            interpolation=config["interpolation"],
+            crop_mode=config.get("crop_mode") or "center",
+            mean=config["mean"],
+            std=config["std"],
+        )
+    else:
+        from mkf.demo import demo_preprocessing
+
+        preprocessing = demo_preprocessing()
+    license_ = "none: random weights" if random_weights else config.get("license") or "not stated"
+    return LoadedNetwork(
+        module=module,
+        preprocessing=preprocessing,
+        license=license_,
+        classes=module.num_classes,
+        labels=labels,
+        class_ids=class_ids,
+        expected_top1=expected_top1,
+        random_weights=random_weights,
+    )

@@ -1,0 +1,199 @@
+"""`mkf export`: the two served models from a network."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+DEFAULT_REPOSITORY = Path("model_repository")
+
+
+class Method(StrEnum):
+    """The four fits."""
+
+    A = "A"
+    B = "B"
+    C = "C"
+    D = "D"
+
+
+class Scales(StrEnum):
+    """Which keys and axes share a scale."""
+
+    SEPARATE = "separate"
+    ISOTROPIC = "isotropic"
+    SHARED = "shared"
+
+
+class Boundary(StrEnum):
+    """How a difference ends at the kernel's border."""
+
+    SYMMETRIC = "symmetric"
+    EXACT = "exact"
+
+
+class Interpolation(StrEnum):
+    """Pillow's resampling filters."""
+
+    BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
+    LANCZOS = "lanczos"
+    NEAREST = "nearest"
+    BOX = "box"
+    HAMMING = "hamming"
+
+
+class CropMode(StrEnum):
+    """timm's crop modes."""
+
+    CENTER = "center"
+    SQUASH = "squash"
+    BORDER = "border"
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Option(
+            help="The network: demo, onnx:FILE, timm:NAME or checkpoint:FILE (safetensors or torch)."
+        ),
+    ] = "demo",
+    repository: Annotated[
+        Path, typer.Option(help="The model repository's folder; made if it is not there.")
+    ] = DEFAULT_REPOSITORY,
+    method: Annotated[Method, typer.Option(help="Fit of the idealized kernels.")] = Method.B,
+    scales: Annotated[Scales, typer.Option(help="Which keys and axes share a scale.")] = (
+        Scales.SEPARATE
+    ),
+    boundary: Annotated[Boundary, typer.Option(help="How a 7-tap difference ends.")] = (
+        Boundary.SYMMETRIC
+    ),
+    keys: Annotated[
+        Path | None, typer.Option(help="CSV of 8 learned keys; the published ones if not given.")
+    ] = None,
+    retrained: Annotated[
+        str | None,
+        typer.Option(
+            help="Source of the idealized network, trained around the baseline's idealized filters; "
+            "if not given, the filters are substituted and nothing is trained."
+        ),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="timm:NAME untrained, not with its weights.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            help="timm's name of a checkpoint's network; found by its shapes if not given."
+        ),
+    ] = None,
+    input_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="Height and width in pixels.", min=1)
+    ] = None,
+    crop_fraction: Annotated[
+        float | None, typer.Option(help="Share of the resized edge that is kept.", min=0.01, max=1)
+    ] = None,
+    interpolation: Annotated[
+        Interpolation | None, typer.Option(help="How images are resized.")
+    ] = None,
+    crop_mode: Annotated[CropMode | None, typer.Option(help="How images are cropped.")] = None,
+    mean: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of R, G, B scaled to [0, 1].")
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None, typer.Option(help="Of R, G, B scaled to [0, 1].")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="Text file with one label a line, in the classes' order.")
+    ] = None,
+    license_: Annotated[
+        str | None, typer.Option("--license", help="License of the weights, for the manifest.")
+    ] = None,
+    expected_top1: Annotated[
+        float | None,
+        typer.Option(help="Published top-1 of the baseline, percent.", min=0, max=100),
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(help="ONNX Runtime's threads an operator; 0: its choice.", min=0)
+    ] = 0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
+    ] = False,
+) -> None:
+    """Export a network and its idealized version as convnext_baseline and convnext_idealized.
+
+    Both are ONNX graphs of opset 20 that take uint8 images of any batch size, in the layout of an
+    NVIDIA Triton model repository; each is checked against its source at batch 1, 2 and 32.
+    """
+    from mkf.export import FitChoice
+    from mkf.export import export as export_models
+    from mkf.networks.sources import DEMO_SIBLING, Options, load_source
+
+    options = Options(
+        architecture=architecture,
+        random_weights=random_weights,
+        seed=seed,
+        license=license_,
+        input_size=input_size,
+        crop_fraction=crop_fraction,
+        interpolation=interpolation and interpolation.value,
+        crop_mode=crop_mode and crop_mode.value,
+        mean=mean,
+        std=std,
+        labels=labels,
+        expected_top1=expected_top1,
+    )
+    if source == "demo" and retrained is None:
+        retrained = DEMO_SIBLING
+    choice = FitChoice(method=method.value, scales=scales.value, boundary=boundary.value, keys=keys)
+    baseline = load_source(source, options)
+    exported = export_models(
+        baseline,
+        repository,
+        choice=choice,
+        retrained=load_source(retrained, options) if retrained else None,
+        threads=threads,
+    )
+    report = {
+        "repository": str(repository),
+        "source": source,
+        "license": baseline.provenance.license,
+        "random_weights": baseline.provenance.random_weights,
+        "models": [
+            {
+                "name": model.name,
+                "path": str(model.folder),
+                "largest_difference": {str(n): value for n, value in model.differences.items()},
+                "kept": model.kept,
+            }
+            for model in exported
+        ],
+    }
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _show(report)
+
+
+def _show(report: dict[str, Any]) -> None:
+    table = Table(title=f"{report['source']} in {report['repository']}")
+    table.add_column("model")
+    table.add_column("filters' variance kept", justify="right")
+    for batch in report["models"][0]["largest_difference"]:
+        table.add_column(f"largest difference, batch {batch}", justify="right")
+    for model in report["models"]:
+        kept = "all (learned)" if model["kept"] is None else f"{model['kept']:.1%}"
+        differences = [f"{value:.2g}" for value in model["largest_difference"].values()]
+        table.add_row(model["name"], kept, *differences)
+    console = Console()
+    console.print(table)
+    console.print(f"License of the weights: {report['license']}")
+    if report["random_weights"]:
+        console.print("The weights are random: every accuracy will be that of chance.")

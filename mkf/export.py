@@ -1,0 +1,232 @@
+"""From a source to the two served models: idealize, wrap, check, write."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from mkf.errors import ExportError
+from mkf.fitting import fit_keys, idealized_kernels
+from mkf.keys import load_keys
+from mkf.networks import onnx_graph, tensor_storage
+from mkf.networks.serving_graph import NetworkGraph, network_graph, serving_graph
+from mkf.networks.sources import Reference, Source, open_session, run_graph
+from mkf.repository import (
+    BASELINE,
+    IDEALIZED,
+    LARGEST_BATCH,
+    Idealization,
+    Model,
+    write_models,
+)
+
+CHECKED_BATCHES = (1, 2, LARGEST_BATCH)
+# Largest difference of a score, relative to the largest score: float32 sums in another order stay
+# below it, a wrong mean, channel order or weight does not.
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitChoice:
+    """Which idealized kernels are put in."""
+
+    method: Literal["A", "B", "C", "D"] = "B"
+    scales: Literal["separate", "isotropic", "shared"] = "separate"
+    boundary: Literal["symmetric", "exact"] = "symmetric"
+    keys: Path | None = None  # a CSV of learned keys instead of the published ones
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model that was written, and how far it is from its source."""
+
+    name: str
+    folder: Path
+    differences: dict[int, float]  # by batch size, the largest difference of a score
+    kept: float | None  # share of all filters' variance; None for the baseline
+
+
+def export(
+    source: Source,
+    repository: Path,
+    *,
+    choice: FitChoice,
+    retrained: Source | None = None,
+    threads: int = 0,
+) -> list[Exported]:
+    """Write `convnext_baseline` and `convnext_idealized` to a model repository.
+
+    Parameters
+    ----------
+    source
+        The baseline; its idealized version has every depthwise filter replaced by a f + b and
+        nothing else changed [BKRG, LBK section 5, "substitute"].
+    retrained
+        A network of the same graph with those same filters, whose other weights were trained around
+        them ("retrain"), to be written as the idealized model instead.
+
+    Raises
+    ------
+    GraphError
+        The network has no depthwise convolution that can be idealized, or cannot be served.
+    ExportError
+        A served graph does not reproduce its source, `retrained` is not the baseline's sibling, or
+        the files cannot be written.
+    """
+    substituted = onnx.ModelProto()
+    substituted.CopyFrom(source.model)
+    idealization, kept = _idealize(substituted, choice, trained=retrained is not None)
+    if retrained is None:
+        idealized, idealized_reference = substituted, run_graph(substituted)
+    else:
+        _require_same_filters(retrained.model, substituted)
+        idealized, idealized_reference = retrained.model, retrained.reference
+
+    models, differences = [], []
+    for name, model, reference, detail in (
+        (BASELINE, source.model, source.reference, None),
+        (IDEALIZED, idealized, idealized_reference, idealization),
+    ):
+        network = network_graph(model, source.preprocessing.input_size)
+        served = serving_graph(network, source.preprocessing)
+        differences.append(_check(name, served, network, reference, source))
+        models.append(
+            Model(
+                name=name,
+                graph=served,
+                preprocessing=source.preprocessing,
+                provenance=source.provenance,
+                idealization=detail,
+            )
+        )
+    _require_same_graph(models[0].graph, models[1].graph)
+    write_models(repository, models, threads=threads)
+    return [
+        Exported(
+            model.name,
+            repository / model.name,
+            difference,
+            kept if model.idealization else None,
+        )
+        for model, difference in zip(models, differences, strict=True)
+    ]
+
+
+def _idealize(
+    model: onnx.ModelProto, choice: FitChoice, *, trained: bool
+) -> tuple[Idealization, float]:
+    """Put the fitted kernels into the depthwise layers, in place; the share of variance kept."""
+    keys = load_keys(choice.keys)
+    fits = fit_keys(keys, method=choice.method, scales=choice.scales, boundary=choice.boundary)
+
+    def kernels(size: int) -> NDArray[np.float64]:
+        return idealized_kernels(fits, boundary=choice.boundary, size=size)
+
+    idealized = onnx_graph.idealize(model, kernels)
+    scales = [
+        {"key": fit.key, "sigma_x": fit.sigma_x, "sigma_y": fit.sigma_y, "gamma": fit.gamma}
+        for fit in fits
+    ]
+    settings = {name: value for name, value in asdict(choice).items() if name != "keys"}
+    record = Idealization(
+        fit=settings | {"keys": scales},
+        kernels=kernels(keys.shape[1]).tolist(),
+        learned_keys=keys.tolist(),
+        layers=[_layer_record(layer) for layer in idealized.layers],
+        trained=trained,
+    )
+    return record, idealized.kept
+
+
+def _layer_record(layer: onnx_graph.IdealizedLayer) -> dict[str, Any]:
+    keys, counts = np.unique(layer.assignment.keys, return_counts=True)
+    return {
+        "name": layer.layer.name,
+        "channels": layer.layer.channels,
+        "kept": layer.assignment.total_kept,
+        "keys": {str(key): int(count) for key, count in zip(keys, counts, strict=True)},
+    }
+
+
+def _check(
+    name: str,
+    served: onnx.ModelProto,
+    network: NetworkGraph,
+    reference: Reference,
+    source: Source,
+) -> dict[int, float]:
+    """The largest difference of a score between the served graph and its source, by batch size."""
+    session = open_session(served)
+    rng = np.random.default_rng(0)
+    differences = {}
+    for batch in CHECKED_BATCHES:
+        images = rng.integers(256, size=(batch, *network.input_size, 3), dtype=np.uint8)
+        inputs = network.normalize(images, source.preprocessing)
+        try:
+            logits = session.run(None, {"images": images})[0]
+            expected = reference(inputs)
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            message = " ".join(str(error).split())[:300]
+            raise ExportError(
+                f"{name} does not run at batch {batch}: {message}; "
+                "export the source with a dynamic batch size"
+            ) from error
+        if logits.shape != expected.shape or not np.isfinite(logits).all():
+            raise ExportError(
+                f"{name} gives {logits.shape} scores at batch {batch}, its source {expected.shape}, "
+                "or scores that are not finite; check the source's weights"
+            )
+        differences[batch] = float(np.abs(logits - expected).max())
+        if differences[batch] > TOLERANCE * max(1.0, float(np.abs(expected).max())):
+            raise ExportError(
+                f"{name} differs from its source by {differences[batch]:.3g} at batch {batch}; "
+                f"the largest score is {np.abs(expected).max():.3g}. Nothing was written"
+            )
+    return differences
+
+
+def _require_same_filters(retrained: onnx.ModelProto, substituted: onnx.ModelProto) -> None:
+    """The sibling must hold the very filters that the baseline's assignment gives."""
+    expected = _depthwise_filters(substituted)
+    found = _depthwise_filters(retrained)
+    same = len(expected) == len(found) and all(
+        own.shape == other.shape and np.allclose(own, other, rtol=1e-4, atol=1e-6)
+        for own, other in zip(expected, found, strict=True)
+    )
+    if not same:
+        raise ExportError(
+            "the retrained network's depthwise filters are not the baseline's idealized ones; "
+            "name the method, scales and boundary that it was trained with"
+        )
+
+
+def _depthwise_filters(model: onnx.ModelProto) -> list[NDArray[np.float64]]:
+    return [
+        tensor_storage.read(layer.weight.tensor, None)
+        for layer in onnx_graph.depthwise_convolutions(model)
+        if layer.weight.tensor is not None
+    ]
+
+
+def _require_same_graph(baseline: onnx.ModelProto, idealized: onnx.ModelProto) -> None:
+    """The served models may differ in their weights and in nothing else."""
+    if _structure(baseline) != _structure(idealized):
+        raise ExportError(
+            "the two networks' graphs differ in more than their weights; "
+            "export both from the same architecture with the same exporter"
+        )
+
+
+def _structure(model: onnx.ModelProto) -> bytes:
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    for _, tensor in tensor_storage.tensors(bare):
+        dims = list(tensor.dims)
+        tensor.Clear()
+        tensor.dims.extend(dims)
+    return bare.SerializeToString(deterministic=True)
