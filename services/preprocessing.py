@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from services.errors import ImageError, LimitError
 from services.inference.repository import Preprocessing
@@ -91,7 +91,7 @@ def decode(data: bytes, *, limits: ImageLimits) -> Image.Image:
             return image.convert("RGB")
     except (ImageError, LimitError):
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError(
             "the bytes are no JPEG, PNG, WebP, GIF, TIFF or BMP image that can be read"
         ) from error
@@ -147,8 +147,8 @@ def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.u
 def _scaled_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Height and width before the crop.
 
-    timm takes two roads to the shorter edge: torchvision's, which rounds the longer edge down, where
-    both targets are equal, and its own, which rounds to the nearest, where they differ.
+    timm takes two roads to the shorter edge: torchvision's, which rounds the longer edge down,
+    where both targets are equal, and its own, which rounds to the nearest, where they differ.
     """
     height, width = size
     crop_height, crop_width = preprocessing.input_size

@@ -1,4 +1,4 @@
-"""Every knob of the services: environment variables `MKF_...`, or `.env` in the working directory."""
+"""Every knob of the services: environment variables `MKF_...`, or `.env` where they start."""
 
 from __future__ import annotations
 
