@@ -178,11 +178,12 @@ def _check(
             ) from error
         if logits.shape != expected.shape or not np.isfinite(logits).all():
             raise ExportError(
-                f"{name} gives {logits.shape} scores at batch {batch}, its source {expected.shape}, "
-                "or scores that are not finite; check the source's weights"
+                f"{name} gives {logits.shape} scores at batch {batch}, its source "
+                f"{expected.shape}, "
+                "or some that are not finite; check the source's weights"
             )
         differences[batch] = float(np.abs(logits - expected).max())
-        if differences[batch] > TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        if differences[batch] > TOLERANCE * float(np.abs(expected).max()):
             raise ExportError(
                 f"{name} differs from its source by {differences[batch]:.3g} at batch {batch}; "
                 f"the largest score is {np.abs(expected).max():.3g}. Nothing was written"

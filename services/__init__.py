@@ -1,1 +1,1 @@
-"""The services: classification and evaluation behind gRPC. They never fit, and never import torch."""
+"""The services: classification and evaluation behind gRPC; they never fit or import torch."""

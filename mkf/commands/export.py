@@ -60,9 +60,7 @@ class CropMode(StrEnum):
 def export(
     source: Annotated[
         str,
-        typer.Option(
-            help="The network: demo, onnx:FILE, timm:NAME or checkpoint:FILE (safetensors or torch)."
-        ),
+        typer.Option(help="The network: demo, onnx:FILE, timm:NAME or checkpoint:FILE."),
     ] = "demo",
     repository: Annotated[
         Path, typer.Option(help="The model repository's folder; made if it is not there.")
@@ -80,8 +78,8 @@ def export(
     retrained: Annotated[
         str | None,
         typer.Option(
-            help="Source of the idealized network, trained around the baseline's idealized filters; "
-            "if not given, the filters are substituted and nothing is trained."
+            help="Source of the idealized network, trained around the baseline's idealized "
+            "filters; if not given, they are substituted and nothing is trained."
         ),
     ] = None,
     random_weights: Annotated[
@@ -90,9 +88,7 @@ def export(
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
     architecture: Annotated[
         str | None,
-        typer.Option(
-            help="timm's name of a checkpoint's network; found by its shapes if not given."
-        ),
+        typer.Option(help="timm's name of a checkpoint's network; found by shape if not given."),
     ] = None,
     input_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Height and width in pixels.", min=1)
@@ -184,14 +180,14 @@ def export(
 
 def _show(report: dict[str, Any]) -> None:
     table = Table(title=f"{report['source']} in {report['repository']}")
-    table.add_column("model")
+    table.add_column("model", no_wrap=True)
     table.add_column("filters' variance kept", justify="right")
-    for batch in report["models"][0]["largest_difference"]:
-        table.add_column(f"largest difference, batch {batch}", justify="right")
+    batches = ", ".join(report["models"][0]["largest_difference"])
+    table.add_column(f"largest difference to the source at batch {batches}", justify="right")
     for model in report["models"]:
         kept = "all (learned)" if model["kept"] is None else f"{model['kept']:.1%}"
         differences = [f"{value:.2g}" for value in model["largest_difference"].values()]
-        table.add_row(model["name"], kept, *differences)
+        table.add_row(model["name"], kept, ", ".join(differences))
     console = Console()
     console.print(table)
     console.print(f"License of the weights: {report['license']}")

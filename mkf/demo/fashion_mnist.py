@@ -47,7 +47,7 @@ def load(
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes: magic 0x0800 + rank, the sizes as big-endian uint32, the data."""
+    """An IDX file of unsigned bytes: magic 0x0800 + rank, sizes as big-endian uint32, data."""
     try:
         data = gzip.decompress(path.read_bytes())
     except FileNotFoundError:

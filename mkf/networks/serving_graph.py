@@ -160,20 +160,23 @@ def _image_input(
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1:
         raise GraphError(
-            f"the graph has {len(inputs)} inputs ({_names(inputs)}); export one that takes images only"
+            f"the graph has {len(inputs)} inputs ({_names(inputs)}); "
+            "export one that takes images only"
         )
     tensor = inputs[0].type.tensor_type
     dims = [dim.dim_value for dim in tensor.shape.dim]  # 0 where open
-    if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or 3 not in (dims[1], dims[3]):
+    kind = TensorProto.DataType.Name(tensor.elem_type)
+    if kind != "FLOAT" or len(dims) != 4 or not {dims[1], dims[3]} & {0, 3}:
         raise GraphError(
-            f"the input {inputs[0].name!r} is {TensorProto.DataType.Name(tensor.elem_type)} {dims}; "
+            f"the input {inputs[0].name!r} is {kind} {dims}; "
             "needed are float32 images of 3 channels, (N, 3, H, W) or (N, H, W, 3)"
         )
-    channels_first = dims[1] == 3
+    channels_first = dims[1] == 3 or dims[3] != 3
     height, width = dims[2:] if channels_first else dims[1:3]
     if input_size is None and 0 in (height, width):
         raise GraphError(
-            f"the input {inputs[0].name!r} leaves height and width open; give them with --input-size"
+            f"the input {inputs[0].name!r} leaves height and width open; "
+            "give them with --input-size"
         )
     size = input_size or (height, width)
     if any(own not in (0, asked) for own, asked in zip((height, width), size, strict=True)):

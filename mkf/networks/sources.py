@@ -158,7 +158,7 @@ def _from_torch(loaded: LoadedNetwork, uri: str, options: Options) -> Source:
 
 
 def run_graph(model: onnx.ModelProto) -> Reference:
-    """A float network's own answer, by ONNX Runtime on the CPU; a fixed batch is fed piece by piece."""
+    """A float network's own answer, by ONNX Runtime on the CPU; a fixed batch is fed in pieces."""
     session = open_session(model)
     images = session.get_inputs()[0]
     fixed = images.shape[0] if isinstance(images.shape[0], int) else None

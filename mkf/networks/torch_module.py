@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def depthwise_convolutions(network: nn.Module) -> list[tuple[str, nn.Conv2d]]:
-    """The 2-d convolutions with one input channel a filter and kernels above 1x1, with their names."""
+    """The 2-d convolutions of one input channel a filter, above 1x1, with their names."""
     from torch import nn
 
     return [

@@ -31,11 +31,11 @@ _declared: list[Any] = []  # torch forgets the schemas when their Library object
 
 
 def import_timm() -> ModuleType:
-    """Import timm, also where torchvision's compiled operators do not fit the installed torch.
+    """Import timm, also where torchvision's compiled operators do not fit torch.
 
-    torchvision registers meta kernels for `nms` and `qnms` while it is imported, which fails when its
-    compiled operators cannot be loaded (a CUDA build of torchvision beside a CPU build of torch).
-    Declaring the two schemas first lets the import pass; torchvision's transforms and all of timm
+    torchvision registers meta kernels for `nms` and `qnms` while it is imported, which fails when
+    its compiled operators cannot be loaded (a CUDA build of torchvision beside a CPU build of
+    torch). Declaring the two schemas first lets the import pass; torchvision's transforms and all of timm
     work without the operators. With a matching pair nothing is declared.
 
     Raises
@@ -217,7 +217,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _matching(timm: ModuleType, weights: dict[str, Tensor], candidates: list[str]) -> Any:
-    """The first architecture whose parameters have the weights' names and shapes, with them in it."""
+    """The first architecture that has the weights' names and shapes, with them in it."""
     import torch
     from timm.models import clean_state_dict
     from timm.models.convnext import checkpoint_filter_fn

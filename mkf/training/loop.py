@@ -53,12 +53,12 @@ def train(
     directory: Path,
     title: str,
 ) -> float:
-    """Train every parameter that requires a gradient; returns the last epoch's test top-1, 0 to 1.
+    """Train all that requires a gradient; returns the last epoch's test top-1, 0 to 1.
 
     After each epoch `directory/checkpoint.pt` is replaced and a line goes to `directory/log.jsonl`.
-    A call that finds the checkpoint of the same recipe goes on behind it, with the same result as an
-    uninterrupted run. The test images are measured and never used to choose anything. A GPU is used
-    where torch finds one; the result then differs in the last digits from a CPU's.
+    A call that finds the checkpoint of the same recipe goes on behind it, with the same result as
+    an uninterrupted run. The test images are measured and never used to choose anything. A GPU is used
+    where torch finds one; its result differs in the last digits from a CPU's.
 
     Raises
     ------
@@ -150,7 +150,7 @@ def _batches(images: Images, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _augment(pixels: Tensor, padding: int) -> Tensor:
-    """Random crops of the zero-padded images, half of them mirrored: (n, h, w) -> (n, h, w) uint8."""
+    """Random crops of the zero-padded images, half of them mirrored; (n, h, w) uint8."""
     count, height, width = pixels.shape
     padded = functional.pad(pixels, (padding,) * 4)
     rows = torch.arange(height) + torch.randint(2 * padding + 1, (count, 1))  # (n, h)

@@ -20,7 +20,7 @@ IDEALIZED = "convnext_idealized"
 
 
 class Preprocessing(BaseModel):
-    """How image files become pixels, as timm's evaluation transform names it (preprocessing.json)."""
+    """How image files become pixels, in the terms of timm's transform (preprocessing.json)."""
 
     model_config = ConfigDict(frozen=True)
 
