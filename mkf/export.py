@@ -230,4 +230,5 @@ def _structure(model: onnx.ModelProto) -> bytes:
         dims = list(tensor.dims)
         tensor.Clear()
         tensor.dims.extend(dims)
-    return bare.SerializeToString(deterministic=True)
+    structure: bytes = bare.SerializeToString(deterministic=True)
+    return structure

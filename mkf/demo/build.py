@@ -10,7 +10,7 @@ from __future__ import annotations
 import platform
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import onnx
@@ -47,7 +47,7 @@ RECIPE = Recipe(
     std=STD,
     seed=8,
 )
-METHOD = "B"  # the published network's
+METHOD: Final = "B"  # the published network's
 
 
 def build(
@@ -102,7 +102,7 @@ def build(
     )
 
 
-def load_images(split: str) -> Images:
+def load_images(split: Literal["train", "test"]) -> Images:
     """One split of Fashion-MNIST, resized to 32x32 as timm's evaluation transform does."""
     pixels, labels = fashion_mnist.load(split)
     import_timm()

@@ -193,7 +193,7 @@ def _class_output(graph: onnx.GraphProto) -> str:
             f"the graph has {len(graph.output)} outputs ({_names(graph.output)}); "
             "export one that gives the class scores only"
         )
-    return graph.output[0].name
+    return str(graph.output[0].name)
 
 
 def _classes(model: onnx.ModelProto, output: str) -> int:

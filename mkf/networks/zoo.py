@@ -35,8 +35,8 @@ def import_timm() -> ModuleType:
 
     torchvision registers meta kernels for `nms` and `qnms` while it is imported, which fails when
     its compiled operators cannot be loaded (a CUDA build of torchvision beside a CPU build of
-    torch). Declaring the two schemas first lets the import pass; torchvision's transforms and all of timm
-    work without the operators. With a matching pair nothing is declared.
+    torch). Declaring the two schemas first lets the import pass; torchvision's transforms and all
+    of timm work without the operators. With a matching pair nothing is declared.
 
     Raises
     ------
@@ -193,9 +193,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"the checkpoint {path} is not there")
     try:
         if path.suffix == ".safetensors":
-            weights = load_file(path)
+            content: Any = load_file(path)
         else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise InputError(f"{path} is no safetensors file: {error}") from error
     except Exception as error:  # torch raises a dozen unrelated kinds for a broken file
@@ -205,12 +205,12 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             "save the state dict alone, best as safetensors"
         ) from error
     for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
-        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
-            weights = weights[key]
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
             break
-    if not isinstance(weights, dict) or not weights:
+    if not isinstance(content, dict) or not content:
         raise InputError(f"{path} holds no state dict; save network.state_dict()")
-    tensors = {name: value for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if any(not bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise InputError(f"{path} holds weights that are not finite; the training went wrong")
     return tensors
@@ -258,10 +258,11 @@ def _describe(
     from timm.data import ImageNetInfo
 
     config = getattr(module, "pretrained_cfg", None) or {}
-    labels = class_ids = None
+    labels: list[str] | None = None
+    class_ids: list[str] | None = None
     if module.num_classes == 1000:
         information = ImageNetInfo("imagenet-1k")
-        labels = information.label_descriptions()
+        labels = list(information.label_descriptions())
         class_ids = information.label_names()
     if config.get("input_size"):
         preprocessing = Preprocessing(

@@ -57,8 +57,8 @@ def train(
 
     After each epoch `directory/checkpoint.pt` is replaced and a line goes to `directory/log.jsonl`.
     A call that finds the checkpoint of the same recipe goes on behind it, with the same result as
-    an uninterrupted run. The test images are measured and never used to choose anything. A GPU is used
-    where torch finds one; its result differs in the last digits from a CPU's.
+    an uninterrupted run. The test images are measured and never used to choose anything. A GPU is
+    used where torch finds one; its result differs in the last digits from a CPU's.
 
     Raises
     ------
@@ -66,7 +66,8 @@ def train(
         The checkpoint belongs to another recipe, or the loss is not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network.to(device, memory_format=torch.channels_last)
+    # torch's stubs do not know this form.
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in network.parameters() if p.requires_grad and p.ndim >= 2]
     others = [p for p in network.parameters() if p.requires_grad and p.ndim < 2]
     optimizer = torch.optim.AdamW(
@@ -106,7 +107,7 @@ def train(
                         "lower the recipe's learning rate and start again"
                     )
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.max_gradient_norm)
                 optimizer.step()
                 schedule.step()

@@ -1,0 +1,56 @@
+# The scripts for people and for CI; `make` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DATASET ?= fashion-mnist
+OUT ?= results
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-train eval serve test lint proto demo-network clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.serve  ## Make .venv with all that serving, evaluating and testing need
+
+setup-train: $(VENV)/.train  ## Add torch and timm to .venv, for training and for timm's networks
+
+eval: $(VENV)/.serve model_repository/convnext_idealized  ## Compare both networks on the demo's 10,000 test images
+	$(BIN)/mkf-eval --dataset $(DATASET) --out $(OUT)
+
+serve: $(VENV)/.serve model_repository/convnext_idealized  ## Start both services on the embedded engine
+	$(BIN)/mkf-serve
+
+test: lint  ## Run all checks and tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.train  ## Check style, types, imports and the generated API
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mkf/v1/*.proto
+
+demo-network: $(VENV)/.train  ## Train the demo's two networks and export them (about 2 hours on 2 cores; resumes)
+	$(BIN)/python -m mkf.demo.build
+
+clean:  ## Remove the environment and everything generated but results
+	rm -rf $(VENV) build model_repository/convnext_baseline model_repository/convnext_idealized
+
+model_repository/convnext_idealized: | $(VENV)/.serve
+	$(BIN)/mkf export --source demo --repository model_repository
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("mkf needs Python 3.11 or newer, not " + sys.version.split()[0] + "; name one with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev]'
+	touch $@
+
+$(VENV)/.train: $(VENV)/.serve
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev,train]'
+	touch $@
