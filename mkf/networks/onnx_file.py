@@ -60,7 +60,7 @@ def idealize_file(
         data = source.read_bytes()
         model = parse(data)
         found = assign_layers(model, kernels, skip_unsuitable=skip_unsuitable, folder=source.parent)
-        with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as staging:
+        with TemporaryDirectory(prefix=".mkf-", dir=out.parent) as staging:
             staged = Path(staging, out.name)
             changes = _change(model, found, source, staged)
             with staged.open("wb") as file:

@@ -1,0 +1,153 @@
+"""`mkf inspect` and `mkf idealize`: the depthwise filters of an ONNX file, listed and idealized."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mkf.commands.fit import BoundaryOption, MethodOption, ScalesOption
+
+# As in `mkf.commands.fit`: what is slow to import waits until a command needs it.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from mkf.networks.onnx_graph import DepthwiseLayer, Idealization
+
+_Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def inspect(model: _Model, as_json: _Json = False) -> None:
+    """List the depthwise convolutions of an ONNX file, and which of them can be idealized."""
+    from mkf.networks.onnx_graph import depthwise_convolutions, load
+
+    layers = depthwise_convolutions(load(model), folder=model.parent)
+    if as_json:
+        print(json.dumps({"layers": [_described(layer) for layer in layers]}))
+        return
+    table = Table(title=Text(f"{model}: {len(layers)} depthwise convolutions"))
+    for header in ("layer", "channels", "filters", "kernel", "stride", "idealizable"):
+        table.add_column(header, overflow="fold")
+    for layer in layers:
+        table.add_row(
+            Text(layer.name),
+            str(layer.channels),
+            str(layer.filters),
+            "x".join(map(str, layer.kernel_size)),
+            "x".join(map(str, layer.stride)),
+            Text(f"no: {layer.unsuitable}" if layer.unsuitable else "yes"),
+        )
+    Console().print(table)
+
+
+def idealize(
+    model: _Model,
+    out: Annotated[Path, typer.Option(help="The file to write.", metavar="OUT.onnx")],
+    method: Annotated[
+        MethodOption, typer.Option(help="How scales are fitted to the keys; see `mkf fit`.")
+    ] = MethodOption.B,
+    scales: Annotated[
+        ScalesOption, typer.Option(help="Which scales are free; see `mkf fit`.")
+    ] = ScalesOption.SEPARATE,
+    boundary: Annotated[
+        BoundaryOption, typer.Option(help="How differences end; see `mkf fit`.")
+    ] = BoundaryOption.SYMMETRIC,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="CSV file of 8 keys.", show_default="the published master keys"),
+    ] = None,
+    skip_unsuitable: Annotated[
+        bool, typer.Option("--skip-unsuitable", help="Leave unsuitable layers as they are.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Write a copy of an ONNX file with every depthwise filter replaced by a f + b of its key."""
+    from mkf.fitting import fit_keys, idealized_kernels
+    from mkf.keys import load_keys
+    from mkf.networks.onnx_file import idealize_file
+
+    fits = fit_keys(
+        load_keys(keys), method=method.value, scales=scales.value, boundary=boundary.value
+    )
+
+    def kernels(size: int) -> NDArray[np.float64]:
+        return idealized_kernels(fits, boundary=boundary.value, size=size)
+
+    found = idealize_file(model, out, kernels, skip_unsuitable=skip_unsuitable)
+    if as_json:
+        options = {"method": method.value, "scales": scales.value, "boundary": boundary.value}
+        print(json.dumps({"out": str(out), **options, **_reported(found)}))
+        return
+    _print_report(
+        found,
+        f"{out}: {found.filters} filters idealized by method {method.value}, "
+        f"{scales.value} scales, {boundary.value} boundary",
+    )
+
+
+def _described(layer: DepthwiseLayer) -> dict[str, Any]:
+    return {
+        "name": layer.name,
+        "weight": layer.weight.name,
+        "channels": layer.channels,
+        "filters": layer.filters,
+        "kernel_size": layer.kernel_size,
+        "stride": layer.stride,
+        "dilation": layer.dilation,
+        "idealizable": layer.idealizable,
+        "reason": layer.unsuitable or None,
+    }
+
+
+def _reported(found: Idealization) -> dict[str, Any]:
+    layers = [
+        _described(idealized.layer)
+        | {
+            "kept": idealized.assignment.total_kept,
+            "keys": idealized.assignment.counts(),
+            "kept_by_key": idealized.assignment.kept_by_key(),
+        }
+        for idealized in found.layers
+    ]
+    return {
+        "layers": layers,
+        "skipped": [_described(layer) for layer in found.skipped],
+        "filters": found.filters,
+        "kept": found.kept,
+    }
+
+
+def _print_report(found: Idealization, title: str) -> None:
+    """A row a layer: its filters, the share of variance kept, and what each key got of them."""
+    from mkf.keys import MASTER_KEYS
+
+    # Names of nodes and files may look like markup, so they go in as plain Text.
+    table = Table(title=Text(title), caption="kept: share of the variance, in all and for each key")
+    table.add_column("layer", overflow="fold")
+    for header in ("filters", "kept", *(f"key {key}" for key in MASTER_KEYS)):
+        table.add_column(header, justify="right")
+    for idealized in found.layers:
+        assignment, kept = idealized.assignment, idealized.assignment.kept_by_key()
+        table.add_row(
+            Text(idealized.layer.name),
+            str(idealized.layer.filters),
+            f"{assignment.total_kept:.1%}",
+            *(_count(count, kept[key]) for key, count in assignment.counts().items()),
+        )
+    table.add_section()
+    table.add_row("all", str(found.filters), f"{found.kept:.1%}")
+    console = Console()
+    console.print(table)
+    for layer in found.skipped:
+        console.print(Text(f"left as it is: {layer.name}: {layer.unsuitable}"))
+
+
+def _count(filters: int, kept: float | None) -> str:
+    return "-" if kept is None else f"{filters} ({kept:.0%})"
