@@ -15,6 +15,7 @@ References
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +57,8 @@ class Assignment:
 
     @property
     def total_kept(self) -> float:
-        """Share of the variance of all filters together that their keys keep, 0..1.
-
-        It is sum a^2 / sum ||y - mean y||^2, each filter weighing what it weighs in the layer: in
-        the mean of `kept`, filters that are almost zero would count like those that do the work.
-        """
-        return float(_share(np.sum(self.a**2), np.sum(self.variation)))
+        """`total_kept` of these filters."""
+        return total_kept([self])
 
     def counts(self) -> dict[int, int]:
         """How many filters each key got, keys nobody got included."""
@@ -71,12 +68,13 @@ class Assignment:
     def kept_by_key(self) -> dict[int, float | None]:
         """Share of the variance kept among the filters of each key; None for a key nobody got."""
         return {
-            key: self.subset(self.keys == key).total_kept if count else None
+            key: self.of_key(key).total_kept if count else None
             for key, count in self.counts().items()
         }
 
-    def subset(self, chosen: NDArray[np.bool_]) -> Assignment:
-        """The same for the filters where `chosen`, (n,) bool, is true."""
+    def of_key(self, key: int) -> Assignment:
+        """The same for the filters of one key alone."""
+        chosen = self.keys == key
         return Assignment(
             self.keys[chosen], self.a[chosen], self.b[chosen], self.variation[chosen], self.kernels
         )
@@ -153,6 +151,17 @@ def assign(filters: ArrayLike, kernels: ArrayLike) -> Assignment:
         variation=np.einsum("ij,ij->i", centered, centered),
         kernels=models.reshape(f.shape),
     )
+
+
+def total_kept(assignments: Iterable[Assignment]) -> float:
+    """Share of the variance of all filters together that their keys keep, 0..1.
+
+    It is sum a^2 / sum ||y - mean y||^2, each filter weighing what it weighs in its layer: in a
+    mean of `Assignment.kept`, those that are almost zero would count like those that do the work.
+    Where nothing varies, all is kept.
+    """
+    sums = [(np.sum(one.a**2), np.sum(one.variation)) for one in assignments]
+    return float(_share(sum(kept for kept, _ in sums), sum(whole for _, whole in sums)))
 
 
 def _share(kept: ArrayLike, whole: ArrayLike) -> Floats:

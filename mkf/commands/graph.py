@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -121,33 +122,32 @@ def _reported(found: Idealization) -> dict[str, Any]:
         "skipped": [_described(layer) for layer in found.skipped],
         "filters": found.filters,
         "kept": found.kept,
+        "keys": found.counts(),
+        "kept_by_key": found.kept_by_key(),
     }
 
 
 def _print_report(found: Idealization, title: str) -> None:
-    """A row a layer: its filters, the share of variance kept, and what each key got of them."""
-    from mkf.keys import MASTER_KEYS
-
+    """A row a layer: its filters, the share of variance kept, how many filters each key got."""
     # Names of nodes and files may look like markup, so they go in as plain Text.
-    table = Table(title=Text(title), caption="kept: share of the variance, in all and for each key")
+    table = Table(title=Text(title), box=SIMPLE, padding=(0, 1, 0, 0))
+    table.caption = "1 to 8: filters of each key; kept: share of the variance"
     table.add_column("layer", overflow="fold")
-    for header in ("filters", "kept", *(f"key {key}" for key in MASTER_KEYS)):
+    for header in ("filters", "kept", *map(str, found.counts())):
         table.add_column(header, justify="right")
     for idealized in found.layers:
-        assignment, kept = idealized.assignment, idealized.assignment.kept_by_key()
+        assignment = idealized.assignment
         table.add_row(
             Text(idealized.layer.name),
             str(idealized.layer.filters),
             f"{assignment.total_kept:.1%}",
-            *(_count(count, kept[key]) for key, count in assignment.counts().items()),
+            *map(str, assignment.counts().values()),
         )
     table.add_section()
-    table.add_row("all", str(found.filters), f"{found.kept:.1%}")
+    table.add_row("all", str(found.filters), "", *map(str, found.counts().values()))
+    shares = ("-" if kept is None else f"{kept:.1%}" for kept in found.kept_by_key().values())
+    table.add_row("kept", "", f"{found.kept:.1%}", *shares)
     console = Console()
     console.print(table)
     for layer in found.skipped:
         console.print(Text(f"left as it is: {layer.name}: {layer.unsuitable}"))
-
-
-def _count(filters: int, kept: float | None) -> str:
-    return "-" if kept is None else f"{filters} ({kept:.0%})"

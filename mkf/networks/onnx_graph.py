@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from mkf.assignment import Assignment, assign
+from mkf.assignment import Assignment, assign, total_kept
 from mkf.errors import GraphError
 from mkf.idealized import SIZES
+from mkf.keys import MASTER_KEYS
 from mkf.networks import tensor_storage
 from mkf.networks.depthwise import Convolution, Value, Walk
 
@@ -84,9 +85,22 @@ class Idealization:
     @property
     def kept(self) -> float:
         """Share of the variance of all filters together that was kept, 0..1."""
-        variation = sum(float(np.sum(layer.assignment.variation)) for layer in self.layers)
-        kept = sum(float(np.sum(layer.assignment.a**2)) for layer in self.layers)
-        return min(kept / variation, 1.0) if variation else 1.0
+        return total_kept(layer.assignment for layer in self.layers)
+
+    def counts(self) -> dict[int, int]:
+        """How many filters each key got."""
+        return {
+            key: sum(layer.assignment.counts()[key] for layer in self.layers) for key in MASTER_KEYS
+        }
+
+    def kept_by_key(self) -> dict[int, float | None]:
+        """Share of the variance kept among the filters of each key; None for a key nobody got."""
+        return {
+            key: total_kept(layer.assignment.of_key(key) for layer in self.layers)
+            if count
+            else None
+            for key, count in self.counts().items()
+        }
 
 
 def load(path: Path) -> ModelProto:

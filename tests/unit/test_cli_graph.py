@@ -123,6 +123,12 @@ def test_idealize_as_json(
     assert (report["method"], report["scales"], report["boundary"]) == ("A", "shared", "exact")
     assert (report["filters"], report["skipped"], report["out"]) == (8, [], str(out))
 
+    assert sum(report["keys"].values()) == 8
+    least, most = sorted(layer["kept"] for layer in report["layers"])
+    assert least <= report["kept"] <= most
+    for key, count in report["keys"].items():
+        assert (report["kept_by_key"][key] is None) == (count == 0)
+
     fits = fit_keys(load_keys(), method="A", scales="shared", boundary="exact")
     written = ModelProto.FromString(out.read_bytes()).graph.initializer
     for i, (array, layer, tensor) in enumerate(zip(arrays, report["layers"], written, strict=True)):
