@@ -1,0 +1,1 @@
+"""The evaluation service: two models, the same images, one comparison."""

@@ -1,0 +1,43 @@
+"""Where the labeled images of an evaluation come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from services.errors import DatasetError
+from services.evaluation.datasets.base import Dataset, Fingerprint, Sample, Survey, survey
+from services.evaluation.datasets.fashion_mnist import FashionMnist
+from services.evaluation.datasets.imagefolder import ImageFolder
+from services.evaluation.datasets.labels import Labels
+from services.inference.repository import ServedModel
+from services.preprocessing import ImageLimits
+
+__all__ = ["Dataset", "Fingerprint", "Sample", "Survey", "open_dataset", "survey"]
+
+KNOWN = "fashion-mnist, imagefolder:DIR, labels:FILE"
+
+
+def open_dataset(uri: str, model: ServedModel, *, limits: ImageLimits | None = None) -> Dataset:
+    """The dataset of a URI, with labels in the order of the model's logits.
+
+    Reads directories, not pixels; it may block.
+
+    Raises
+    ------
+    DatasetError
+        The URI is none that this version knows, or what it names is missing or does not go with
+        the model's classes.
+    """
+    scheme, _, place = uri.partition(":")
+    limits = limits or ImageLimits()
+    classes = len(model.labels)
+    match scheme, place:
+        case "fashion-mnist", "":
+            return FashionMnist(classes=classes)
+        case "imagefolder", place if place:
+            return ImageFolder(
+                Path(place), classes=classes, class_ids=model.manifest.class_ids, limits=limits
+            )
+        case "labels", place if place:
+            return Labels(Path(place), classes=classes, limits=limits)
+    raise DatasetError(f"{uri!r} is no dataset of this version; it knows {KNOWN}")
