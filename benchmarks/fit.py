@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import get_args
 
-from mkf.fitting import fit_keys
+from mkf.fitting import Method, ScaleChoice, fit_keys
+from mkf.idealized import Boundary
 from mkf.keys import load_keys
 
-METHODS = ("A", "B", "C", "D")
-SCALES = ("separate", "isotropic", "shared")
-BOUNDARIES = ("symmetric", "exact")
+METHODS = get_args(Method)
+SCALES = get_args(ScaleChoice)
+BOUNDARIES = get_args(Boundary)
 
 
 def main() -> None:

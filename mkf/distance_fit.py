@@ -66,7 +66,8 @@ class DistanceFit:
             ),
             dimensions=1,
         )
-        _require_finite(sigma, f"keys {', '.join(map(str, members))}", self.method)
+        names = ", ".join(map(str, members))
+        _require_finite(sigma, f"key{'s' if len(members) > 1 else ''} {names}", self.method)
         return float(sigma[0])
 
     def _cost(
@@ -166,7 +167,7 @@ def _require_finite(sigma: NDArray[np.float64], who: str, method: str) -> None:
     if np.any(sigma >= SIGMA_MAX * (1 - 1e-6)):
         raise FitError(
             f"{who}, method {method}: the distance falls on as the scale grows, so no scale is "
-            "best; check that the filters are given in the order of the master keys, or use method A"
+            "best; check that the filters are in the order of the master keys, or use method A"
         )
 
 

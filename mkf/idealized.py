@@ -79,7 +79,7 @@ def idealized_kernel(
     >>> from mkf.idealized import idealized_kernel
     >>> idealized_kernel(4, 0.5, 0.5, boundary="exact", size=3).round(3)
     array([[ 0.068, -0.068, -0.009],
-           [ 0.548, -0.548, -0.071],
+           [ 0.548, -0.548, -0.073],
            [ 0.068, -0.068, -0.009]])
     """
     operator = master_key(key)

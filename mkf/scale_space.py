@@ -15,6 +15,9 @@ from scipy.special import ive
 
 from mkf.errors import InputError
 
+# Beyond variances of some 1e9 the library's Bessel function gives up.
+_SIGMA_LIMIT = 1e4
+
 
 def gaussian(n: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
     """The discrete analogue of the Gaussian, `T(n; sigma^2)` [L90].
@@ -36,20 +39,22 @@ def gaussian(n: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        If a position is not a whole number, or a scale is negative or not finite.
+        If a position is not a whole number, or a scale is negative, above 10,000 or not finite.
 
     Examples
     --------
     >>> from mkf.scale_space import gaussian
     >>> gaussian([-1, 0, 1], 0.5).round(4)
-    array([0.0979, 0.7910, 0.0979])
+    array([0.0981, 0.791 , 0.0981])
     """
     positions = np.asarray(n, dtype=np.float64)
     scales = np.asarray(sigma, dtype=np.float64)
     if not np.all(np.isfinite(positions) & (positions == np.round(positions))):
         raise InputError("the discrete Gaussian lives on the grid: give whole numbers for n")
-    if not np.all(np.isfinite(scales) & (scales >= 0)):
-        raise InputError("a scale is a standard deviation in pixels: give sigma >= 0, finite")
+    if not np.all((scales >= 0) & (scales <= _SIGMA_LIMIT)):
+        raise InputError(
+            f"a scale is a standard deviation in pixels: give sigma from 0 to {_SIGMA_LIMIT:,.0f}"
+        )
     # The exponentially scaled Bessel function: `exp(-s) * I_n(s)` itself overflows from s = 713 on,
     # and an upward recurrence over the orders loses every digit for small s.
     return np.asarray(ive(np.abs(positions), scales**2))
@@ -76,7 +81,7 @@ def gaussian_derivative(n: ArrayLike, sigma: ArrayLike) -> NDArray[np.float64]:
     Raises
     ------
     InputError
-        If a position is not a whole number, or a scale is negative or not finite.
+        As in `gaussian`.
     """
     positions = np.asarray(n, dtype=np.float64)
     scales = np.asarray(sigma, dtype=np.float64)

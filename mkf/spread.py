@@ -76,8 +76,8 @@ def dc_offset(h: ArrayLike, *, preferred: float | None = None) -> float:
     Between two neighboring values of the filter `|h - C|` is linear in C, so the normalized weights
     move on a segment between two distributions. The covariance of a mixture is concave in its share
     and sqrt(det) is concave and increasing on covariances, so sqrt(det V) is concave there and
-    takes its least value at an end. The minimum over all C from the least to the greatest value of `h` is
-    therefore at one of the values of `h`, and trying them all finds it exactly.
+    takes its least value at an end. The minimum over all C from the least to the greatest value of
+    `h` is therefore at one of the values of `h`, and trying them all finds it exactly.
 
     Parameters
     ----------
