@@ -107,7 +107,8 @@ def assign(filters: ArrayLike, kernels: ArrayLike) -> Assignment:
     Raises
     ------
     InputError
-        A shape does not fit, a value is NaN or infinite, or a kernel is constant.
+        A shape does not fit, a value is NaN, infinite or too large to be squared, or a kernel is
+        constant.
 
     Examples
     --------
@@ -138,17 +139,21 @@ def assign(filters: ArrayLike, kernels: ArrayLike) -> Assignment:
     models = models - models.mean(axis=1, keepdims=True)
     models /= np.linalg.norm(models, axis=1, keepdims=True)
 
-    # The mean of equal numbers may be off by a rounding, which would pass for a shape.
-    b = np.where(np.ptp(rows, axis=1) == 0, rows[:, 0], rows.mean(axis=1))
-    # Centered first: a filter far from zero would lose <f^, y> to rounding.
-    centered = rows - b[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        # The mean of equal numbers may be off by a rounding, which would pass for a shape.
+        b = np.where(np.ptp(rows, axis=1) == 0, rows[:, 0], rows.mean(axis=1))
+        # Centered first: a filter far from zero would lose <f^, y> to rounding.
+        centered = rows - b[:, None]
+        variation = np.einsum("ij,ij->i", centered, centered)
+    if not np.isfinite(variation).all():
+        raise InputError("the filters are too large for their squares: scale them down")
     factors = centered @ models.T  # (n, m)
     best = np.abs(factors).argmax(axis=1)
     return Assignment(
         keys=best + 1,
         a=factors[np.arange(len(y)), best],
         b=b,
-        variation=np.einsum("ij,ij->i", centered, centered),
+        variation=variation,
         kernels=models.reshape(f.shape),
     )
 

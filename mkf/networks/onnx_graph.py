@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from mkf.assignment import Assignment, assign, total_kept
-from mkf.errors import GraphError
+from mkf.errors import GraphError, InputError
 from mkf.idealized import SIZES
 from mkf.keys import MASTER_KEYS
 from mkf.networks import tensor_storage
@@ -218,7 +218,10 @@ def assign_layers(
     for layer in suitable:
         tensor = _stored(layer)
         filters = tensor_storage.read(tensor, folder)[:, 0]  # (n, k, k)
-        assignment = assign(filters, by_size[layer.kernel_size[0]])
+        try:
+            assignment = assign(filters, by_size[layer.kernel_size[0]])
+        except InputError as error:
+            raise GraphError(f"{layer.name!r}: {error}") from error
         idealized.append(IdealizedLayer(layer, tensor, assignment))
     return Idealization(tuple(idealized), tuple(skipped))
 

@@ -111,7 +111,9 @@ def read(tensor: TensorProto, folder: Path | None) -> NDArray[np.float64]:
         )
     if tensor.data_type == TensorProto.BFLOAT16:
         numbers = (numbers.astype("<u4") << 16).view("<f4")
-    return np.asarray(numbers.reshape(tuple(tensor.dims)), dtype=np.float64)
+    # A signaling NaN is for the caller to find, not for the conversion to warn of.
+    with np.errstate(invalid="ignore"):
+        return np.asarray(numbers.reshape(tuple(tensor.dims)), dtype=np.float64)
 
 
 def encode(tensor: TensorProto, values: NDArray[np.float64]) -> bytes:

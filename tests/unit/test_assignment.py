@@ -109,6 +109,8 @@ def test_no_filters() -> None:
         (np.full((1, 3, 3), np.nan), KERNELS, "the filters hold NaN"),
         (np.ones((1, 3, 3)), np.full((1, 3, 3), np.inf), "the kernels hold NaN"),
         (np.ones((1, 3, 3)), np.ones((8, 3, 3)), "constant kernel"),
+        (1e200 * RAMP[None], KERNELS, "too large"),
+        (1.5e308 * RAMP[None], KERNELS, "too large"),
     ],
 )
 def test_unusable_arrays(filters: np.ndarray, kernels: np.ndarray, message: str) -> None:

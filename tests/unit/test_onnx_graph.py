@@ -146,6 +146,19 @@ def test_weights_that_are_no_numbers(value: float) -> None:
         idealize(simple(array), kernels)
 
 
+def test_weights_too_large_to_be_squared() -> None:
+    with pytest.raises(GraphError, match="'dw': the filters are too large"):
+        idealize(simple(1e200 * weights(CHANNELS, 1, 7, 7).astype(np.float64)), kernels)
+
+
+def test_a_signaling_nan_is_found_without_a_warning() -> None:
+    model = simple()
+    stored = model.graph.initializer[0]
+    stored.raw_data = b"\x01\x00\xa0\x7f" + stored.raw_data[4:]
+    with pytest.raises(GraphError, match="hold NaN"):
+        idealize(model, kernels)
+
+
 def test_damaged_weights() -> None:
     model = simple()
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-1]
