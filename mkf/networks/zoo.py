@@ -208,9 +208,10 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content:
+    named = content if isinstance(content, dict) else {}
+    tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
         raise InputError(f"{path} holds no state dict; save network.state_dict()")
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     if any(not bool(torch.isfinite(value).all()) for value in tensors.values()):
         raise InputError(f"{path} holds weights that are not finite; the training went wrong")
     return tensors
