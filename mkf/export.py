@@ -144,12 +144,11 @@ def _idealize(
 
 
 def _layer_record(layer: onnx_graph.IdealizedLayer) -> dict[str, Any]:
-    keys, counts = np.unique(layer.assignment.keys, return_counts=True)
     return {
         "name": layer.layer.name,
         "channels": layer.layer.channels,
         "kept": layer.assignment.total_kept,
-        "keys": {str(key): int(count) for key, count in zip(keys, counts, strict=True)},
+        "keys": {str(key): count for key, count in layer.assignment.counts().items() if count},
     }
 
 

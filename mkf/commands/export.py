@@ -11,31 +11,18 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mkf.commands.options import (
+    Boundary,
+    BoundaryOption,
+    JsonOption,
+    KeysOption,
+    Method,
+    MethodOption,
+    Scales,
+    ScalesOption,
+)
+
 DEFAULT_REPOSITORY = Path("model_repository")
-
-
-class Method(StrEnum):
-    """The four fits."""
-
-    A = "A"
-    B = "B"
-    C = "C"
-    D = "D"
-
-
-class Scales(StrEnum):
-    """Which keys and axes share a scale."""
-
-    SEPARATE = "separate"
-    ISOTROPIC = "isotropic"
-    SHARED = "shared"
-
-
-class Boundary(StrEnum):
-    """How a difference ends at the kernel's border."""
-
-    SYMMETRIC = "symmetric"
-    EXACT = "exact"
 
 
 class Interpolation(StrEnum):
@@ -65,16 +52,10 @@ def export(
     repository: Annotated[
         Path, typer.Option(help="The model repository's folder; made if it is not there.")
     ] = DEFAULT_REPOSITORY,
-    method: Annotated[Method, typer.Option(help="Fit of the idealized kernels.")] = Method.B,
-    scales: Annotated[Scales, typer.Option(help="Which keys and axes share a scale.")] = (
-        Scales.SEPARATE
-    ),
-    boundary: Annotated[Boundary, typer.Option(help="How a 7-tap difference ends.")] = (
-        Boundary.SYMMETRIC
-    ),
-    keys: Annotated[
-        Path | None, typer.Option(help="CSV of 8 learned keys; the published ones if not given.")
-    ] = None,
+    method: MethodOption = Method.B,
+    scales: ScalesOption = Scales.SEPARATE,
+    boundary: BoundaryOption = Boundary.SYMMETRIC,
+    keys: KeysOption = None,
     retrained: Annotated[
         str | None,
         typer.Option(
@@ -119,9 +100,7 @@ def export(
     threads: Annotated[
         int, typer.Option(help="ONNX Runtime's threads an operator; 0: its choice.", min=0)
     ] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Export a network and its idealized version as convnext_baseline and convnext_idealized.
 

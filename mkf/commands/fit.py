@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from mkf.commands.options import (
+    Boundary,
+    BoundaryOption,
+    JsonOption,
+    KeysOption,
+    Method,
+    MethodOption,
+    Scales,
+    ScalesOption,
+)
 
 # numpy and scipy take longer to import than most commands to run: each command imports what it
 # needs, so that `mkf --help` and wrong options answer at once.
@@ -16,66 +26,12 @@ if TYPE_CHECKING:
     from mkf.fitting import KeyFit
 
 
-class MethodOption(StrEnum):
-    """The four fits."""
-
-    A = "A"
-    B = "B"
-    C = "C"
-    D = "D"
-
-
-class ScalesOption(StrEnum):
-    """Which scales are free."""
-
-    SEPARATE = "separate"
-    ISOTROPIC = "isotropic"
-    SHARED = "shared"
-
-
-class BoundaryOption(StrEnum):
-    """How differences end."""
-
-    SYMMETRIC = "symmetric"
-    EXACT = "exact"
-
-
-_Method = Annotated[
-    MethodOption,
-    typer.Option(
-        help="A: spread, continuous theory; B: spread of the discrete model; C: least l1 distance; "
-        "D: least l2 distance."
-    ),
-]
-_Scales = Annotated[
-    ScalesOption,
-    typer.Option(
-        help="separate: sx and sy for each key; isotropic: sx = sy for each key; shared: one scale "
-        "for keys 1-4 and 8, one for 5 and 6."
-    ),
-]
-_Boundary = Annotated[
-    BoundaryOption,
-    typer.Option(
-        help="symmetric: repeat the edge sample before differencing, as published; exact: crop the "
-        "difference of the infinite kernel."
-    ),
-]
-_Keys = Annotated[
-    Path | None,
-    typer.Option(
-        help="CSV file of 8 keys, columns key,row,c0..c6.", show_default="the published master keys"
-    ),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
 def fit(
-    method: _Method,
-    scales: _Scales = ScalesOption.SEPARATE,
-    boundary: _Boundary = BoundaryOption.SYMMETRIC,
-    keys: _Keys = None,
-    as_json: _Json = False,
+    method: MethodOption,
+    scales: ScalesOption = Scales.SEPARATE,
+    boundary: BoundaryOption = Boundary.SYMMETRIC,
+    keys: KeysOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Fit scales to the 8 keys, and print how near the models come to the normalized keys."""
     fits = _fit(method, scales, boundary, keys)
@@ -97,7 +53,7 @@ def fit(
         numbers = [one.sigma_x, one.sigma_y, one.gamma, one.l1, one.l2]
         rows.append([str(one.key), _formula(MASTER_KEYS[one.key]), *map(_number, numbers)])
     caption = None
-    if method is MethodOption.C and keys is None:
+    if method is Method.C and keys is None:
         caption = "The paper prints gamma 0.522 for key 7, which is not of least l1 distance."
     _print_table(
         f"Method {method.value}, {scales.value} scales, {boundary.value} boundary",
@@ -107,7 +63,7 @@ def fit(
     )
 
 
-def spread(keys: _Keys = None, as_json: _Json = False) -> None:
+def spread(keys: KeysOption = None, as_json: JsonOption = False) -> None:
     """Print mean, covariance and DC offset of the 8 keys as given, before any normalization."""
     from mkf.errors import InputError, KeysError
     from mkf.keys import load_keys, offset
@@ -140,11 +96,11 @@ def spread(keys: _Keys = None, as_json: _Json = False) -> None:
 
 
 def kernels(
-    method: _Method,
-    scales: _Scales = ScalesOption.SEPARATE,
-    boundary: _Boundary = BoundaryOption.SYMMETRIC,
-    keys: _Keys = None,
-    as_json: _Json = False,
+    method: MethodOption,
+    scales: ScalesOption = Scales.SEPARATE,
+    boundary: BoundaryOption = Boundary.SYMMETRIC,
+    keys: KeysOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Print the 8 idealized 7x7 kernels, each of unit l2 norm, row 0 on top."""
     from mkf.fitting import idealized_kernels
@@ -166,9 +122,7 @@ def kernels(
         _print_table(f"Key {one.key}", ["y \\ x", *map(str, range(-3, 4))], rows)
 
 
-def _fit(
-    method: MethodOption, scales: ScalesOption, boundary: BoundaryOption, keys: Path | None
-) -> list[KeyFit]:
+def _fit(method: Method, scales: Scales, boundary: Boundary, keys: Path | None) -> list[KeyFit]:
     from mkf.fitting import fit_keys
     from mkf.keys import load_keys
 

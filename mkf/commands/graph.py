@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mkf.commands.fit import BoundaryOption, MethodOption, ScalesOption
+from mkf.commands.options import (
+    Boundary,
+    BoundaryOption,
+    JsonOption,
+    KeysOption,
+    Method,
+    MethodOption,
+    Scales,
+    ScalesOption,
+)
 
 # As in `mkf.commands.fit`: what is slow to import waits until a command needs it.
 if TYPE_CHECKING:
@@ -22,10 +31,9 @@ if TYPE_CHECKING:
     from mkf.networks.onnx_graph import DepthwiseLayer, Idealization
 
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
-def inspect(model: _Model, as_json: _Json = False) -> None:
+def inspect(model: _Model, as_json: JsonOption = False) -> None:
     """List the depthwise convolutions of an ONNX file, and which of them can be idealized."""
     from mkf.networks.onnx_graph import depthwise_convolutions, load
 
@@ -51,23 +59,14 @@ def inspect(model: _Model, as_json: _Json = False) -> None:
 def idealize(
     model: _Model,
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="OUT.onnx")],
-    method: Annotated[
-        MethodOption, typer.Option(help="How scales are fitted to the keys; see `mkf fit`.")
-    ] = MethodOption.B,
-    scales: Annotated[
-        ScalesOption, typer.Option(help="Which scales are free; see `mkf fit`.")
-    ] = ScalesOption.SEPARATE,
-    boundary: Annotated[
-        BoundaryOption, typer.Option(help="How differences end; see `mkf fit`.")
-    ] = BoundaryOption.SYMMETRIC,
-    keys: Annotated[
-        Path | None,
-        typer.Option(help="CSV file of 8 keys.", show_default="the published master keys"),
-    ] = None,
+    method: MethodOption = Method.B,
+    scales: ScalesOption = Scales.SEPARATE,
+    boundary: BoundaryOption = Boundary.SYMMETRIC,
+    keys: KeysOption = None,
     skip_unsuitable: Annotated[
         bool, typer.Option("--skip-unsuitable", help="Leave unsuitable layers as they are.")
     ] = False,
-    as_json: _Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write a copy of an ONNX file with every depthwise filter replaced by a f + b of its key."""
     from mkf.fitting import fit_keys, idealized_kernels

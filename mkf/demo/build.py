@@ -22,7 +22,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 
-from mkf.assignment import Assignment
+from mkf.assignment import Assignment, total_kept
 from mkf.demo import DIRECTORY, INPUT_SIZE, MEAN, STD, fashion_mnist
 from mkf.demo.architecture import DEPTHS, DIMS, create_network
 from mkf.demo.card import write_card
@@ -125,13 +125,11 @@ def _kernels(size: int) -> NDArray[np.float64]:
 
 
 def _summary(assignments: dict[str, Assignment]) -> dict[str, Any]:
-    kept = sum(float(np.sum(layer.a**2)) for layer in assignments.values())
-    variation = sum(float(np.sum(layer.variation)) for layer in assignments.values())
-    keys = np.concatenate([layer.keys for layer in assignments.values()])
+    layers = list(assignments.values())
     return {
-        "filters": len(keys),
-        "kept": kept / variation,
-        "keys": {str(key): int(np.sum(keys == key)) for key in range(1, 9)},
+        "filters": sum(len(layer.keys) for layer in layers),
+        "kept": total_kept(layers),
+        "keys": {str(key): sum(layer.counts()[key] for layer in layers) for key in range(1, 9)},
     }
 
 

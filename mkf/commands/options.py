@@ -1,0 +1,65 @@
+"""The options that several commands of `mkf` share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Method(StrEnum):
+    """The four fits."""
+
+    A = "A"
+    B = "B"
+    C = "C"
+    D = "D"
+
+
+class Scales(StrEnum):
+    """Which scales are free."""
+
+    SEPARATE = "separate"
+    ISOTROPIC = "isotropic"
+    SHARED = "shared"
+
+
+class Boundary(StrEnum):
+    """How differences end."""
+
+    SYMMETRIC = "symmetric"
+    EXACT = "exact"
+
+
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        help="A: spread, continuous theory; B: spread of the discrete model; C: least l1 distance; "
+        "D: least l2 distance."
+    ),
+]
+ScalesOption = Annotated[
+    Scales,
+    typer.Option(
+        help="separate: sx and sy for each key; isotropic: sx = sy for each key; shared: one scale "
+        "for keys 1-4 and 8, one for 5 and 6."
+    ),
+]
+BoundaryOption = Annotated[
+    Boundary,
+    typer.Option(
+        help="symmetric: repeat the edge sample before differencing, as published; exact: crop the "
+        "difference of the infinite kernel."
+    ),
+]
+KeysOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV file of 8 keys, columns key,row,c0..c6.", show_default="the published master keys"
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object instead of a table.")
+]
