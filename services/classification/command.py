@@ -16,21 +16,23 @@ from rich.table import Table
 from mkf.v1 import classification_pb2 as pb
 from mkf.v1 import classification_pb2_grpc
 from services.errors import InvalidInputError, UnavailableError
+from services.inference.repository import BASELINE
 from services.runtime.server import format_address
 from services.runtime.settings import Settings, load_settings
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Image files.")],
     model: Annotated[
-        str, typer.Option(help="A served model.  [default: convnext_baseline]", metavar="NAME")
+        str, typer.Option(metavar="NAME", show_default=BASELINE, help="A served model.")
     ] = "",
     top: Annotated[int, typer.Option(min=1, metavar="K", help="Classes to show.")] = 5,
     address: Annotated[
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="The service.  [default: MKF_HOST:MKF_CLASSIFICATION_PORT]",
+            show_default="MKF_HOST:MKF_CLASSIFICATION_PORT",
+            help="The service.",
         ),
     ] = None,
     as_json: Annotated[
@@ -72,6 +74,7 @@ def _open_channel(address: str, settings: Settings) -> grpc.Channel:
     options = [
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.enable_http_proxy", 0),  # the service is on this machine or on the next one
     ]
     if settings.tls_cert_file is None:
         return grpc.insecure_channel(address, options=options)

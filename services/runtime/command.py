@@ -34,17 +34,15 @@ class Service(StrEnum):
 def serve(
     service: Annotated[Service, typer.Argument(help="Which services to start.")] = Service.ALL,
     host: Annotated[
-        str | None, typer.Option(help="Where the services listen.  [default: MKF_HOST]")
+        str | None, typer.Option(show_default="MKF_HOST", help="Where the services listen.")
     ] = None,
     classification_port: Annotated[
-        int | None, typer.Option(help="[default: MKF_CLASSIFICATION_PORT]")
+        int | None, typer.Option(show_default="MKF_CLASSIFICATION_PORT")
     ] = None,
-    evaluation_port: Annotated[
-        int | None, typer.Option(help="[default: MKF_EVALUATION_PORT]")
-    ] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="[default: MKF_METRICS_PORT]")] = None,
+    evaluation_port: Annotated[int | None, typer.Option(show_default="MKF_EVALUATION_PORT")] = None,
+    metrics_port: Annotated[int | None, typer.Option(show_default="MKF_METRICS_PORT")] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="URL", help="embedded:DIR  [default: MKF_ENGINE]")
+        str | None, typer.Option(metavar="URL", show_default="MKF_ENGINE", help="embedded:DIR")
     ] = None,
 ) -> None:
     """Start the services and print their addresses; SIGTERM or Ctrl-C stops them in order.

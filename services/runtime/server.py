@@ -131,7 +131,8 @@ def _bind(server: grpc.aio.Server, host: str, port: int, settings: Settings) -> 
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials))
     except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        reason = reason.partition(" (while")[0]  # the socket module repeats the address there
         raise UnavailableError(
             f"cannot listen on {address}: {reason}; stop what listens there or choose another port"
         ) from error

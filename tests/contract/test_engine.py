@@ -76,7 +76,7 @@ def probe_graph() -> onnx.ModelProto:
         "corner": np.array([0, 0]),
         "corner_end": np.array([1, 1]),
         "corner_axes": np.array([1, 2]),
-        "steps": np.array(500),
+        "steps": np.array(800),
         "true": np.array(True),
         "turn": np.eye(48, dtype=np.float32),
         "pixel_shape": np.array([-1, 3]),
@@ -290,7 +290,7 @@ async def test_a_full_batch_does_not_wait_for_the_delay(probe: MakeProbe) -> Non
 
 async def test_the_delay_lets_a_batch_grow_and_ends(probe: MakeProbe) -> None:
     def configure(config: ModelConfig) -> None:
-        config.dynamic_batching.max_queue_delay_microseconds = 300_000
+        config.dynamic_batching.max_queue_delay_microseconds = 1_000_000
 
     model = await probe(configure)
     first = model.start(images())

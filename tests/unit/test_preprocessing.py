@@ -16,6 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from mkf.errors import MissingExtraError
+from mkf.networks.zoo import import_timm
 from services.errors import ImageError, LimitError
 from services.inference.repository import Preprocessing
 from services.preprocessing import FORMATS, ImageLimits, decode, preprocess
@@ -74,10 +76,8 @@ def settings(**changes: Any) -> Preprocessing:
 def timm_transform() -> Callable[[Preprocessing], Transform]:
     """timm's own transform for a model's preprocessing."""
     try:
-        from mkf.networks.zoo import import_timm
-
         timm = import_timm()
-    except Exception as error:
+    except MissingExtraError as error:
         if os.environ.get("MKF_TEST_REQUIRE_ALL"):
             raise
         pytest.skip(f"timm is not installed: {error}")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import shutil
 import socket
+import subprocess
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -342,6 +345,26 @@ async def test_files_that_are_no_certificate_are_refused(tmp_path: Path) -> None
             tls_key_file=tmp_path / "key.pem",
         ):
             pass
+
+
+async def test_with_a_certificate_the_server_speaks_tls(tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        if os.environ.get("MKF_TEST_REQUIRE_ALL"):
+            pytest.fail("openssl is not installed")
+        pytest.skip("openssl is not installed")
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    arguments = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *arguments.split(), *names, *files], check=True, capture_output=True)
+    async with serve(Classification(), tls_cert_file=certificate, tls_key_file=key) as server:
+        trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+        async with grpc.aio.secure_channel(server.address, trusted) as channel:
+            stub = classification_pb2_grpc.ClassificationServiceStub(channel)
+            request = classification_pb2.ClassifyRequest(model="fine")
+            assert (await stub.Classify(request, timeout=20)).model == "fine"
+        assert (await failure(server.address, "fine"))[0] == grpc.StatusCode.UNAVAILABLE
 
 
 def test_addresses_are_written_as_clients_write_them() -> None:
