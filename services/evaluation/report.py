@@ -35,7 +35,7 @@ class KeyPicture:
     operator: str
     learned: HeatMap
     idealized: HeatMap
-    match: float  # cosine of the two kernels without their means
+    match: float  # absolute correlation of the two kernels, 0 to 1
     sigma_x: float
     sigma_y: float
     gamma: float | None
@@ -108,13 +108,16 @@ def _gallery(manifest: Manifest) -> list[KeyPicture]:
         zip(manifest.learned_keys, manifest.kernels, strict=True), start=1
     ):
         learned_kernel, kernel = np.array(learned), np.array(idealized)
+        match = float(np.corrcoef(learned_kernel.ravel(), kernel.ravel())[0, 1])
+        # A filter is its model up to a factor, which may be negative.
+        learned_kernel = learned_kernel if match >= 0 else -learned_kernel
         pictures.append(
             KeyPicture(
                 key=key,
                 operator=OPERATORS.get(key, "another operator"),
                 learned=heat_map(learned_kernel),
                 idealized=heat_map(kernel),
-                match=float(np.corrcoef(learned_kernel.ravel(), kernel.ravel())[0, 1]),
+                match=abs(match),
                 sigma_x=scales[key].sigma_x,
                 sigma_y=scales[key].sigma_y,
                 gamma=scales[key].gamma,

@@ -205,7 +205,8 @@ def _warnings(
             )
         elif result.top1_interval[0] <= chance:
             warnings.append(
-                f"top-1 near chance: {model.name} has {result.top1:.2%}, guessing {chance:.2%}; "
+                f"top-1 near chance: {model.name} has {100 * result.top1:.2f} %, "
+                f"guessing {100 * chance:.2f} %; "
                 "check that the labels are in the order of the model's classes"
             )
         if model.manifest.role != role:

@@ -1,4 +1,4 @@
-"""The tables that `mkf-eval` prints."""
+"""The table that `mkf-eval` prints."""
 
 from __future__ import annotations
 
@@ -21,92 +21,66 @@ def print_results(console: Console, results: Results, folder: Path) -> None:
     folder
         Of the run's files.
     """
-    console.print(f"Evaluation of {escape(wording.images(results))}", style="bold", highlight=False)
+
+    def line(text: str, style: str = "") -> None:
+        console.print(escape(text), style=style, highlight=False, soft_wrap=True)
+
+    line(f"Evaluation of {wording.images(results)}", "bold")
     for warning in results.warnings:
-        console.print(f"  ! {escape(warning)}", style="yellow", highlight=False)
-    console.print(_accuracy(results))
-    console.print(_paired(results))
-    console.print(_latency(results))
-    for line in (wording.missing_percentiles(results), wording.verdict(results)):
-        if line:
-            console.print(line, highlight=False)
-    console.print(
-        f"\n{escape(str(folder))}/: results.json, samples.parquet, report.html",
-        highlight=False,
-        soft_wrap=True,
+        line(f"! {warning}", "yellow")
+    console.print()
+    console.print(_table(results))
+    console.print()
+    line(
+        f"Intervals are of 95 %. Latency: requests of {results.run.batch_size} images, "
+        "one in flight."
     )
+    if reason := wording.missing_percentiles(results):
+        line(reason)
+    line(wording.verdict(results))
+    line(f"\n{folder}/: results.json, samples.parquet, report.html")
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(
-            column, justify="left" if number == 0 else "right", no_wrap=number > 0, style=""
-        )
-    return table
-
-
-def _accuracy(results: Results) -> Table:
-    title = f"\nAccuracy on {results.dataset.images:,} images, with 95 % intervals"
-    if results.dataset.limited:
-        title += " (a subset)"
-    table = _table(title, "model", "top-1", "interval", "top-5", "interval")
-    for role in ROLES:
-        model = getattr(results.models, role)
-        mark = " (random weights)" if model.random_weights else ""
-        table.add_row(
-            f"{escape(model.name)}{mark}",
-            wording.percent(model.top1),
-            wording.percent_interval(model.top1_interval),
-            wording.percent(model.top5),
-            wording.percent_interval(model.top5_interval),
-        )
-    table.add_row(
-        "difference",
-        f"{wording.points(results.paired.difference_pp)} pp",
-        wording.points_interval(results.paired.difference_interval_pp),
-        "",
-        "",
-        style="bold",
-    )
-    return table
-
-
-def _paired(results: Results) -> Table:
+def _table(results: Results) -> Table:
+    """Figures by row; the baseline, the idealized model and their comparison by column."""
+    models = [getattr(results.models, role) for role in ROLES]
+    latencies = [getattr(results.latency, role) for role in ROLES]
     paired = results.paired
-    title = "\nTop-1 on the same images, in images"
-    table = _table(title, "", "both right", "only baseline", "only idealized", "neither", "McNemar")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("subset" if results.dataset.limited else "", style="bold")
+    for model in models:
+        mark = "\n(random weights)" if model.random_weights else ""
+        table.add_column(f"{escape(model.name)}{mark}", justify="right")
+    table.add_column("difference", justify="right")
     table.add_row(
-        "",
-        *(
-            f"{count:,}"
-            for count in (
-                paired.both,
-                paired.only_baseline,
-                paired.only_idealized,
-                paired.neither,
-            )
-        ),
-        f"p {wording.p_value(paired.mcnemar_p)}",
+        "top-1",
+        *(wording.percent(model.top1) for model in models),
+        f"{wording.points(paired.difference_pp)} pp",
     )
-    return table
-
-
-def _latency(results: Results) -> Table:
-    title = (
-        f"\nLatency in ms of a request of {results.run.batch_size} images (one in flight), "
-        "and images a second"
-    )
-    table = _table(title, "model", *wording.PERCENTILES, "requests", "images/s")
-    for role in ROLES:
-        latency = getattr(results.latency, role)
-        table.add_row(
-            escape(getattr(results.models, role).name),
-            *(wording.percentile(latency, label) for label in wording.PERCENTILES),
-            f"{latency.requests:,}",
-            f"{getattr(results.throughput, role):,.0f}",
-        )
     table.add_row(
-        "the whole run, both models", *[""] * 6, f"{results.throughput.run:,.0f}", style="dim"
+        "  interval",
+        *(wording.percent_interval(model.top1_interval) for model in models),
+        wording.points_interval(paired.difference_interval_pp),
+    )
+    table.add_row("top-5", *(wording.percent(model.top5) for model in models), "")
+    table.add_row(
+        "  interval", *(wording.percent_interval(model.top5_interval) for model in models), ""
+    )
+    table.add_row(
+        "right alone, images",
+        f"{paired.only_baseline:,}",
+        f"{paired.only_idealized:,}",
+        f"McNemar p {wording.p_value(paired.mcnemar_p)}",
+    )
+    table.add_row("right by both", "", "", f"{paired.both:,}")
+    table.add_row("right by neither", "", "", f"{paired.neither:,}")
+    for label in wording.PERCENTILES:
+        cells = (wording.percentile(latency, label) for latency in latencies)
+        table.add_row(f"latency {label}, ms", *cells, "")
+    table.add_row("requests", *(f"{latency.requests:,}" for latency in latencies), "")
+    table.add_row(
+        "images a second",
+        *(f"{getattr(results.throughput, role):,.0f}" for role in ROLES),
+        f"{results.throughput.run:,.0f} the whole run",
     )
     return table
