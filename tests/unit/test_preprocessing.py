@@ -110,7 +110,7 @@ def test_pixels_equal_timm(
     crop_mode: str,
     input_size: tuple[int, int],
 ) -> None:
-    for crop_fraction in (0.875, 0.9, 0.95, 1.0):
+    for crop_fraction in (0.875, 1.0):  # others below, at random
         preprocessing = settings(
             interpolation=interpolation,
             crop_mode=crop_mode,
@@ -130,15 +130,15 @@ def test_sizes_equal_timm_for_many_random_shapes(
     timm_transform: Callable[[Preprocessing], Transform],
 ) -> None:
     rng = np.random.default_rng(5)
-    for _ in range(150):
+    for place in range(150):
+        height = int(rng.integers(8, 60))
         preprocessing = settings(
             interpolation="nearest",
             crop_mode=str(rng.choice(["center", "squash", "border"])),
-            input_size=tuple(int(n) for n in rng.integers(8, 60, size=2)),
+            input_size=(height, height if place % 2 else int(rng.integers(8, 60))),
             crop_fraction=float(rng.uniform(0.5, 1)),
         )
-        width, height = (int(n) for n in rng.integers(4, 300, size=2))
-        image = photo(width, height)
+        image = photo(*(int(n) for n in rng.integers(4, 300, size=2)))
         np.testing.assert_array_equal(
             preprocess(image, preprocessing), timm_transform(preprocessing)(image)
         )
