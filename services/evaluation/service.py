@@ -32,6 +32,9 @@ from services.inference.repository import BASELINE, IDEALIZED, ServedModel
 from services.runtime.settings import Settings
 
 PROGRESS_SECONDS = 0.25
+SHARED_NOTE = (
+    "another evaluation ran at the same time: latency and throughput are of a shared machine"
+)
 DEFAULT_PAGE, LARGEST_PAGE = 50, 1000
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ class _Active:
     run: Run
     progress: Progress
     cancelled: bool = False
+    shared: bool = False  # whether another run went on at the same time
     task: asyncio.Task[pb.Evaluation] | None = None
 
     @property
@@ -240,6 +244,9 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
     def _carry(self, run: Run, comparison: _Comparison, progress: Progress) -> _Active:
         active = _Active(run, progress)
         self._active[run.run_id] = active
+        if len(self._active) > 1:
+            for other in self._active.values():
+                other.shared = True
         active.task = asyncio.create_task(self._run(active, comparison), name=run.run_id)
         # Whether or not a client watches, the failure is recorded with the run.
         active.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -271,7 +278,7 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
                     self._store,
                     self._store.get(run.run_id),
                     models=comparison.models,
-                    notes=comparison.dataset.notes,
+                    notes=comparison.dataset.notes + (SHARED_NOTE,) * active.shared,
                     environment=environment,
                 )
                 state = State.SUCCEEDED

@@ -245,7 +245,9 @@ async def test_two_runs_at_once_and_no_third(stub: Any) -> None:
     code, details = await refused(stub.RunEvaluation(pb.RunEvaluationRequest(**SHORT)))
     assert code == CODE.RESOURCE_EXHAUSTED
     assert "2 evaluations are under way" in details
-    assert (await second).state == pb.EVALUATION_STATE_SUCCEEDED
+    evaluation = await second
+    assert evaluation.state == pb.EVALUATION_STATE_SUCCEEDED
+    assert "another evaluation ran at the same time" in evaluation.results_json
     await stub.CancelEvaluation(pb.CancelEvaluationRequest(run_id=first))
     assert (await finish(stub, **SHORT)).state == pb.EVALUATION_STATE_SUCCEEDED
 
