@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     max_concurrent_requests: Count = 64
     decode_threads: Annotated[int, Field(ge=0)] = 0  # 0: one for each processor
     max_concurrent_evaluations: Count = 2
-    evaluation_batch_images: Count = 32
+    evaluation_batch_images: Count = 8
 
     shutdown_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     health_interval_seconds: Seconds = 1.0
