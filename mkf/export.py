@@ -144,8 +144,9 @@ def _idealize(
 
 
 def _layer_record(layer: onnx_graph.IdealizedLayer) -> dict[str, Any]:
+    # Exporters number their nodes; the weights keep the name that the network's author gave them.
     return {
-        "name": layer.layer.name,
+        "name": layer.layer.weight.name.removesuffix(".weight") or layer.layer.name,
         "channels": layer.layer.channels,
         "kept": layer.assignment.total_kept,
         "keys": {str(key): count for key, count in layer.assignment.counts().items() if count},

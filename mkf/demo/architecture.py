@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 DIMS = (24, 48, 96, 192)  # channels of the four stages
-DEPTHS = (1, 1, 3, 1)  # blocks of the four stages
+DEPTHS = (1, 2, 2, 1)  # blocks of the four stages
 
 
 def create_network(*, drop_path_rate: float = 0.0) -> nn.Module:

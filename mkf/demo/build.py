@@ -34,15 +34,15 @@ from mkf.training.frozen import freeze_idealized
 from mkf.training.loop import Images, Recipe, predict, train
 
 RECIPE = Recipe(
-    epochs=18,
+    epochs=16,
     batch_size=64,
     peak_learning_rate=2e-3,
     warmup_share=0.15,
     weight_decay=0.05,
     label_smoothing=0.1,
-    drop_path_rate=0.05,
+    drop_path_rate=0.0,
     max_gradient_norm=1.0,
-    crop_padding=2,
+    crop_padding=1,
     mean=MEAN,
     std=STD,
     seed=8,
