@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mkf.errors import ExportError
+from mkf.errors import ExportError, GraphError
 from mkf.fitting import fit_keys, idealized_kernels
 from mkf.keys import load_keys
 from mkf.networks import onnx_graph, tensor_storage
@@ -80,7 +80,10 @@ def export(
     """
     substituted = onnx.ModelProto()
     substituted.CopyFrom(source.model)
-    idealization, kept = _idealize(substituted, choice, trained=retrained is not None)
+    try:
+        idealization, kept = _idealize(substituted, choice, trained=retrained is not None)
+    except GraphError as error:
+        raise GraphError(f"{source.provenance.source}: {error}") from error
     if retrained is None:
         idealized, idealized_reference = substituted, run_graph(substituted)
     else:

@@ -161,3 +161,21 @@ def test_the_demo_needs_no_option_and_no_torch(tmp_path: Path) -> None:
     assert session.get_inputs()[0].shape == ["batch", 32, 32, 3]
     loaded = onnx_graph.load(tmp_path / BASELINE / "1" / "model.onnx")
     assert len(onnx_graph.depthwise_convolutions(loaded)) == 6
+
+
+def test_the_demo_with_another_fit_is_substituted(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", "--repository", str(tmp_path), "--method", "A"])
+    assert result.exit_code == 0, result.exception
+    manifest = json.loads((tmp_path / IDEALIZED / "1" / "manifest.json").read_text())
+    assert manifest["trained"] is False
+    assert manifest["fit"]["method"] == "A"
+
+
+def test_a_network_without_depthwise_convolutions_is_named(tmp_path: Path, network: Path) -> None:
+    model = onnx.load(network)
+    (model.graph.node[0].attribute[0].i, weight) = (1, np.zeros((6, 3, 7, 7), np.float32))
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "filters"))
+    onnx.save(model, tmp_path / "dense.onnx")
+    source = load_source(f"onnx:{tmp_path / 'dense.onnx'}", Options())
+    with pytest.raises(GraphError, match=r"dense\.onnx: holds no depthwise convolutions"):
+        export(source, tmp_path / "repository", choice=FitChoice())
