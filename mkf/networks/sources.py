@@ -121,9 +121,9 @@ def _from_timm(name: str, uri: str, options: Options) -> Source:
 
 
 def _from_checkpoint(path: str, uri: str, options: Options) -> Source:
-    from mkf.networks import zoo
+    from mkf.networks.checkpoints import checkpoint_network
 
-    loaded = zoo.checkpoint_network(Path(path), architecture=options.architecture)
+    loaded = checkpoint_network(Path(path), architecture=options.architecture)
     return _from_torch(loaded, uri, options)
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mkf.errors import InputError, MissingExtraError, SourceError
+from mkf.errors import MissingExtraError, SourceError
 from mkf.repository import Preprocessing
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 # timm's own evaluation at 224 pixels, crop 0.875, bicubic (its results-imagenet.csv), in percent.
 PUBLISHED_TOP1 = {
@@ -98,7 +98,7 @@ def random_network(name: str, *, seed: int) -> LoadedNetwork:
     import torch
 
     torch.manual_seed(seed)
-    return _describe(_create(timm, name, pretrained=False), random_weights=True)
+    return describe(create(timm, name, pretrained=False), random_weights=True)
 
 
 def pretrained_network(name: str) -> LoadedNetwork:
@@ -110,7 +110,7 @@ def pretrained_network(name: str) -> LoadedNetwork:
         timm has no network of that name, it has no published weights, or they cannot be fetched.
     """
     timm = import_timm()
-    module = _create(timm, name, pretrained=False)
+    module = create(timm, name, pretrained=False)
     repository = module.pretrained_cfg.get("hf_hub_id")
     if not repository:
         raise SourceError(
@@ -119,40 +119,21 @@ def pretrained_network(name: str) -> LoadedNetwork:
         )
     _require_weights(name, repository)
     try:
-        module = _create(timm, name, pretrained=True)
+        module = create(timm, name, pretrained=True)
     except (OSError, RuntimeError) as error:
         raise _out_of_reach(name, error) from error
     tag = f"{module.pretrained_cfg['architecture']}.{module.pretrained_cfg['tag']}"
-    return _describe(module, random_weights=False, expected_top1=PUBLISHED_TOP1.get(tag))
+    return describe(module, random_weights=False, expected_top1=PUBLISHED_TOP1.get(tag))
 
 
-def checkpoint_network(path: Path, *, architecture: str | None) -> LoadedNetwork:
-    """A network from a safetensors or torch file of weights; pickled code is never run.
-
-    Without `architecture` (timm's name) it is the first of timm's ConvNeXt networks, or the demo's,
-    whose weights have the file's names and shapes.
+def create(timm: ModuleType, name: str, *, pretrained: bool, **options: Any) -> Any:
+    """Build timm's network of that name, in evaluation mode.
 
     Raises
     ------
-    InputError
-        The file cannot be read, or holds no weights.
     SourceError
-        The weights do not fit the architecture, or no known architecture.
+        timm has no network of that name; the message names close ones.
     """
-    timm = import_timm()
-    weights = _read_weights(path)
-    candidates = [architecture] if architecture else [*timm.list_models("convnext*"), "demo"]
-    module = _matching(timm, weights, candidates)
-    if module is None:
-        named = architecture or "any ConvNeXt that timm knows, nor the demo network"
-        raise SourceError(
-            f"the weights of {path} do not fit {named}; "
-            "name the network that they belong to with --architecture NAME"
-        )
-    return _describe(module.float(), random_weights=False)
-
-
-def _create(timm: ModuleType, name: str, *, pretrained: bool, **options: Any) -> Any:
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
@@ -184,104 +165,30 @@ def _out_of_reach(name: str, error: Exception) -> SourceError:
     )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise InputError(f"the checkpoint {path} is not there")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise InputError(f"{path} is no safetensors file: {error}") from error
-    except Exception as error:  # torch raises a dozen unrelated kinds for a broken file
-        reason = str(error).strip().splitlines()[0][:200]
-        raise InputError(
-            f"{path} is no file of weights that can be read without running its code ({reason}); "
-            "save the state dict alone, best as safetensors"
-        ) from error
-    for key in ("model_ema", "state_dict_ema", "state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    named = content if isinstance(content, dict) else {}
-    tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise InputError(f"{path} holds no state dict; save network.state_dict()")
-    if any(not bool(torch.isfinite(value).all()) for value in tensors.values()):
-        raise InputError(f"{path} holds weights that are not finite; the training went wrong")
-    return tensors
-
-
-def _matching(timm: ModuleType, weights: dict[str, Tensor], candidates: list[str]) -> Any:
-    """The first architecture that has the weights' names and shapes, with them in it."""
-    import torch
-    from timm.models import clean_state_dict
-    from timm.models.convnext import checkpoint_filter_fn
-
-    from mkf.demo.architecture import create_network
-
-    weights = clean_state_dict(weights)  # without a "module." before each name
-    published = any(".dwconv." in name for name in weights)  # the names of the papers' own code
-    heads = [name for name in ("head.fc.weight", "head.weight", "fc.weight") if name in weights]
-    classes = len(weights[heads[0]]) if heads else 1000
-
-    def build(name: str) -> Any:
-        if name == "demo":
-            return create_network().eval()
-        return _create(timm, name, pretrained=False, num_classes=classes)
-
-    for name in candidates:
-        with torch.device("meta"):  # shapes without memory
-            skeleton = build(name)
-        try:
-            renamed = checkpoint_filter_fn(weights, skeleton) if published else weights
-        except (KeyError, RuntimeError):
-            continue  # another architecture's
-        if _shapes(renamed) == _shapes(skeleton.state_dict()):
-            module = build(name)
-            module.load_state_dict(renamed)
-            return module
-    return None
-
-
-def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in weights.items()}
-
-
-def _describe(
+def describe(
     module: Any, *, random_weights: bool, expected_top1: float | None = None
 ) -> LoadedNetwork:
+    """What timm knows of one of its networks; labels only for ImageNet-1k's 1,000 classes."""
     from timm.data import ImageNetInfo
 
-    config = getattr(module, "pretrained_cfg", None) or {}
+    config = module.pretrained_cfg
     labels: list[str] | None = None
     class_ids: list[str] | None = None
     if module.num_classes == 1000:
         information = ImageNetInfo("imagenet-1k")
         labels = list(information.label_descriptions())
         class_ids = information.label_names()
-    if config.get("input_size"):
-        preprocessing = Preprocessing(
+    license_ = "none: random weights" if random_weights else config.get("license") or "not stated"
+    return LoadedNetwork(
+        module=module,
+        preprocessing=Preprocessing(
             input_size=config["input_size"][1:],
             crop_fraction=config["crop_pct"],
             interpolation=config["interpolation"],
             crop_mode=config.get("crop_mode") or "center",
             mean=config["mean"],
             std=config["std"],
-        )
-    else:
-        from mkf.demo import demo_preprocessing
-
-        preprocessing = demo_preprocessing()
-    license_ = "none: random weights" if random_weights else config.get("license") or "not stated"
-    return LoadedNetwork(
-        module=module,
-        preprocessing=preprocessing,
+        ),
         license=license_,
         classes=module.num_classes,
         labels=labels,

@@ -13,6 +13,7 @@ from mkf.networks.sources import Options, load_source
 torch = pytest.importorskip("torch", reason="install the extra train: pip install 'mkf[train]'")
 
 from mkf.networks import zoo  # noqa: E402  (needs torch)
+from mkf.networks.checkpoints import checkpoint_network  # noqa: E402
 
 ATTO = "convnextv2_atto"
 
@@ -72,7 +73,7 @@ def test_a_checkpoint_finds_its_architecture(
         save_file(weights, path)
     else:
         torch.save({"state_dict": weights, "epoch": 3} if wrapped else weights, path)
-    loaded = zoo.checkpoint_network(path, architecture=None)
+    loaded = checkpoint_network(path, architecture=None)
     assert loaded.module.pretrained_cfg["architecture"] == ATTO
     assert loaded.classes == 7
     assert loaded.labels is None
@@ -88,7 +89,7 @@ def test_a_checkpoint_of_the_demo_network_is_found(tmp_path: Path) -> None:
 
     path = tmp_path / "demo.pt"
     torch.save(create_network().state_dict(), path)
-    loaded = zoo.checkpoint_network(path, architecture=None)
+    loaded = checkpoint_network(path, architecture=None)
     assert loaded.classes == 10
     assert loaded.preprocessing == demo_preprocessing()
 
@@ -106,27 +107,27 @@ class Malicious:
 def test_pickled_code_is_never_run(tmp_path: Path) -> None:
     torch.save({"weight": Malicious(tmp_path / "made")}, tmp_path / "evil.pth")
     with pytest.raises(InputError, match="without running its code"):
-        zoo.checkpoint_network(tmp_path / "evil.pth", architecture=None)
+        checkpoint_network(tmp_path / "evil.pth", architecture=None)
     assert not (tmp_path / "made").exists()
 
 
 def test_unusable_checkpoints_are_refused(tmp_path: Path, atto: Any) -> None:
     with pytest.raises(InputError, match="is not there"):
-        zoo.checkpoint_network(tmp_path / "nowhere.pt", architecture=None)
+        checkpoint_network(tmp_path / "nowhere.pt", architecture=None)
     for name in ("noise.safetensors", "noise.pth"):
         (tmp_path / name).write_bytes(b"\1\2\3 no weights")
         with pytest.raises(InputError, match=name):
-            zoo.checkpoint_network(tmp_path / name, architecture=None)
+            checkpoint_network(tmp_path / name, architecture=None)
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
     with pytest.raises(InputError, match="no state dict"):
-        zoo.checkpoint_network(tmp_path / "empty.pth", architecture=None)
+        checkpoint_network(tmp_path / "empty.pth", architecture=None)
     torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pth")
     with pytest.raises(SourceError, match="--architecture NAME"):
-        zoo.checkpoint_network(tmp_path / "other.pth", architecture=None)
+        checkpoint_network(tmp_path / "other.pth", architecture=None)
     weights = atto.state_dict() | {"stem.0.bias": torch.full((40,), torch.nan)}
     torch.save(weights, tmp_path / "nan.pth")
     with pytest.raises(InputError, match="not finite"):
-        zoo.checkpoint_network(tmp_path / "nan.pth", architecture=ATTO)
+        checkpoint_network(tmp_path / "nan.pth", architecture=ATTO)
 
 
 @pytest.mark.parametrize("uri", ["", "resnet50", "onnx:", "s3:bucket", "demo:x"])
