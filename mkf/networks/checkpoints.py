@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,9 @@ def checkpoint_network(path: Path, *, architecture: str | None) -> LoadedNetwork
     name, module = found
     module.float()
     if name != DEMO:
-        return describe(module, random_weights=False)
+        known = describe(module, random_weights=False)
+        license_ = f"not stated (timm's published weights of {name}: {known.license})"
+        return replace(known, license=license_)
     return LoadedNetwork(
         module=module,
         preprocessing=demo_preprocessing(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,34 @@ def test_a_checkpoint_finds_its_architecture(
     assert loaded.classes == 7
     assert loaded.labels is None
     assert not loaded.random_weights
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.module(images), atto(images))
+
+
+def test_a_checkpoint_with_the_papers_names_is_found(tmp_path: Path, atto: Any) -> None:
+    """The authors' own code names the same weights otherwise, and stores GRN's as (1, 1, 1, C)."""
+    published = {}
+    for name, value in atto.state_dict().items():
+        name = re.sub(r"stages\.(\d)\.blocks\.", r"stages.\1.", name)
+        name = re.sub(r"stages\.(\d)\.downsample\.", r"downsample_layers.\1.", name)
+        for timms, theirs in (
+            ("stem.", "downsample_layers.0."),
+            ("conv_dw", "dwconv"),
+            ("mlp.grn.weight", "grn.gamma"),
+            ("mlp.grn.bias", "grn.beta"),
+            ("mlp.fc", "pwconv"),
+            ("head.norm", "norm"),
+            ("head.fc", "head"),
+        ):
+            name = name.replace(timms, theirs)
+        if "pwconv" in name and value.ndim == 4:
+            value = value[:, :, 0, 0]  # linear layers there, 1x1 convolutions in timm's Atto
+        published[name] = value.reshape(1, 1, 1, -1) if "grn" in name else value
+    torch.save({"model": published}, tmp_path / "convnextv2_atto_1k_224_ema.pt")
+    path = tmp_path / "convnextv2_atto_1k_224_ema.pt"
+    loaded = checkpoint_network(path, architecture=None)
+    assert "cc-by-nc-4.0" in loaded.license
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         assert torch.equal(loaded.module(images), atto(images))
