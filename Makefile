@@ -7,7 +7,7 @@ DATASET ?= fashion-mnist
 OUT ?= results
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-train eval serve test lint proto demo-network clean
+.PHONY: help setup setup-train eval serve test lint bench proto demo-network clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ lint: $(VENV)/.train  ## Check style, types, imports and the generated API
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(VENV)/.serve  ## Time the fits and the assignment of 50,000 filters
+	$(BIN)/python benchmarks/fit.py
+	$(BIN)/python benchmarks/assignment.py
+
 proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mkf/v1/*.proto
 
@@ -44,13 +48,15 @@ model_repository/convnext_idealized: mkf/demo/baseline.onnx mkf/demo/idealized.o
 	$(BIN)/mkf export --source demo --repository model_repository
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("mkf needs Python 3.11 or newer, not " + sys.version.split()[0] + "; name one with make PYTHON=...") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("mkf needs Python 3.11 or newer, not " + sys.version.split()[0] + "; name one with make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev]'
+	@echo "Installing mkf for serving, evaluating and testing into $(VENV) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev]'
 	touch $@
 
 $(VENV)/.train: $(VENV)/.serve
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev,train]'
+	@echo "Adding torch and timm to $(VENV) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev,train]'
 	touch $@
