@@ -3,7 +3,7 @@
 Distances between models and learned keys have kinks and several local minima, and a best scale can
 be 0, so a descent from a start finds what its start decides. Here the whole range of scales is laid
 out at once: the best nodes of a lattice over it are kept, many at first, and each is refined to the
-nodes around it at half the spacing, until they are about 1e-8 apart. No start, no random numbers.
+nodes around it at half the spacing, until they are less than 1e-7 apart. No start, no random numbers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIGMA_MAX = 100.0
 # By dimensions: lattice steps per axis at the start; nodes kept at the start and at the end.
 _NODES = {1: 512, 2: 128}
 _KEPT = {1: (128, 16), 2: (1024, 64)}
-_HALVINGS = 20
+_HALVINGS = 17
 _BLOCK = 2048  # nodes a call of the objective: all their kernels stay in the processor's cache
 
 
