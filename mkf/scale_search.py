@@ -3,7 +3,7 @@
 Distances between models and learned keys have kinks and several local minima, and a best scale can
 be 0, so a descent from a start finds what its start decides. Here the whole range of scales is laid
 out at once: the best nodes of a lattice over it are kept, many at first, and each is refined to the
-nodes around it at half the spacing, until they are less than 1e-7 apart. No start, no random numbers.
+nodes around it at half the spacing, until they are less than 1e-7 apart: no start, nothing random.
 """
 
 from __future__ import annotations

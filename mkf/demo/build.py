@@ -7,6 +7,7 @@ the rest is trained with the same recipe, seed and budget.
 
 from __future__ import annotations
 
+import copy
 import platform
 import shutil
 from pathlib import Path
@@ -74,6 +75,8 @@ def build(
     train(idealized, training, test, RECIPE, directory=work / "idealized", title="idealized")
 
     networks = {"baseline": baseline, "idealized": idealized}
+    substituted = copy.deepcopy(baseline)
+    freeze_idealized(substituted, trained=baseline, kernels=_kernels)
     out.mkdir(parents=True, exist_ok=True)
     (out / "logs").mkdir(exist_ok=True)
     for name, network in networks.items():
@@ -94,6 +97,7 @@ def build(
             "timm": import_timm().__version__,
         },
         "idealization": _summary(assignments),
+        "substituted": _accuracy(substituted, test),
     } | {name: _accuracy(network, test) for name, network in networks.items()}
     write_card(figures, out)
     Console().print(
