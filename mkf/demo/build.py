@@ -26,7 +26,7 @@ from scipy.stats import binomtest
 from mkf.assignment import Assignment, total_kept
 from mkf.demo import DIRECTORY, INPUT_SIZE, MEAN, STD, fashion_mnist
 from mkf.demo.architecture import DEPTHS, DIMS, create_network
-from mkf.demo.card import write_card
+from mkf.demo.model_card import write_card
 from mkf.fitting import fit_keys, idealized_kernels
 from mkf.keys import load_keys
 from mkf.networks.torch_module import to_onnx

@@ -118,7 +118,7 @@ def test_the_recipe_is_the_cards() -> None:
 def test_the_page_is_written_from_the_figures(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="install the extra train: pip install 'mkf[train]'")
     from mkf.demo.build import RECIPE
-    from mkf.demo.card import write_card
+    from mkf.demo.model_card import write_card
 
     write_card(card() | {"recipe": RECIPE}, tmp_path)
     for name in ("README.md", "card.json"):
