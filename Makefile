@@ -38,7 +38,7 @@ bench: $(VENV)/.serve  ## Time the fits and the assignment of 50,000 filters
 proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mkf/v1/*.proto
 
-demo-network: $(VENV)/.train  ## Train the demo's two networks and export them (about 2 hours on 2 cores; resumes)
+demo-network: $(VENV)/.train  ## Train the demo's two networks and export them (about an hour on 2 cores; resumes)
 	$(BIN)/python -m mkf.demo.build
 
 clean:  ## Remove the environment and everything generated but results

@@ -62,7 +62,7 @@ def build(
 ) -> None:
     """Train the demo's two networks on Fashion-MNIST, and export them for serving.
 
-    About an hour a network on 2 cores. An interrupted call goes on where the last epoch ended.
+    About half an hour a network on 2 cores. An interrupted call goes on where the last epoch ended.
     """
     if threads:
         torch.set_num_threads(threads)
