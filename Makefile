@@ -41,8 +41,8 @@ proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
 demo-network: $(VENV)/.train  ## Train the demo's two networks and export them (about an hour on 2 cores; resumes)
 	$(BIN)/python -m mkf.demo.build
 
-clean:  ## Remove the environment and everything generated but results
-	rm -rf $(VENV) build model_repository/convnext_baseline model_repository/convnext_idealized
+clean:  ## Remove the environment and the tools' caches; exported models, runs and training stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # Only where nothing is exported yet: what a user put there stays.
 model_repository/convnext_idealized: | $(VENV)/.serve
