@@ -208,7 +208,10 @@ def _preprocessing(options: Options, default: Preprocessing) -> Preprocessing:
         for name in ("input_size", "crop_fraction", "interpolation", "crop_mode", "mean", "std")
         if getattr(options, name) is not None
     }
-    return replace(default, **given)
+    preprocessing = replace(default, **given)
+    if min(preprocessing.std) <= 0:
+        raise InputError(f"--std is {preprocessing.std}; give standard deviations above 0")
+    return preprocessing
 
 
 def _labels(options: Options, classes: int, default: list[str] | None) -> list[str]:

@@ -133,6 +133,7 @@ def test_a_sibling_must_hold_the_baselines_idealized_filters(tmp_path: Path, net
         (["--labels", "two.txt"], "has 2 lines, the network 4 classes"),
         (["--input-size", "8", "8"], "takes 16x16 pixels, not 8x8"),
         (["--keys", "two.txt"], "two.txt"),
+        (["--std", "0.2", "0", "0.2"], "standard deviations above 0"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(
