@@ -8,7 +8,7 @@ import json
 import platform
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,25 +89,33 @@ def write_models(repository: Path, models: Sequence[Model], *, threads: int = 0)
     MissingExtraError
         tritonclient, whose message describes config.pbtxt, is not installed.
     """
-    staged = {repository / f".{model.name}.{secrets.token_hex(4)}": model for model in models}
+    graphs = [model.graph.SerializeToString() for model in models]
+    hashes = [hashlib.sha256(graph).hexdigest() for graph in graphs]
+    baselines = [
+        digest for model, digest in zip(models, hashes, strict=True) if not model.idealization
+    ]
+    places = {
+        repository / f".{model.name}.{secrets.token_hex(4)}": repository / model.name
+        for model in models
+    }
     try:
-        for folder, model in staged.items():
-            _write_files(folder, model, threads)
-        for folder, model in staged.items():
-            _replace(folder, repository / model.name)
+        for folder, model, graph, digest in zip(places, models, graphs, hashes, strict=True):
+            manifest = _manifest(model, digest, (baselines or [digest])[0])
+            _write_files(folder, model, graph, manifest, threads)
+        _move_in(places)
     except OSError as error:
         raise ExportError(f"the models cannot be written to {repository}: {error}") from error
     finally:
-        for folder in staged:
+        for folder in places:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_files(folder: Path, model: Model, threads: int) -> None:
+def _write_files(
+    folder: Path, model: Model, graph: bytes, manifest: dict[str, Any], threads: int
+) -> None:
     (folder / "1").mkdir(parents=True)
-    serialized = model.graph.SerializeToString()
-    (folder / "1" / "model.onnx").write_bytes(serialized)
-    digest = hashlib.sha256(serialized).hexdigest()
-    _write_json(folder / "1" / "manifest.json", _manifest(model, digest))
+    (folder / "1" / "model.onnx").write_bytes(graph)
+    _write_json(folder / "1" / "manifest.json", manifest)
     _write_json(folder / "preprocessing.json", asdict(model.preprocessing))
     labels = "".join(f"{label}\n" for label in model.provenance.labels)
     (folder / "labels.txt").write_text(labels, encoding="utf-8")
@@ -115,7 +123,7 @@ def _write_files(folder: Path, model: Model, threads: int) -> None:
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
-def _manifest(model: Model, graph_sha256: str) -> dict[str, Any]:
+def _manifest(model: Model, graph_sha256: str, baseline_sha256: str) -> dict[str, Any]:
     provenance = model.provenance
     baseline = model.idealization is None
     return {
@@ -123,6 +131,7 @@ def _manifest(model: Model, graph_sha256: str) -> dict[str, Any]:
         "name": model.name,
         "role": "baseline" if baseline else "idealized",
         "graph_sha256": graph_sha256,
+        "baseline_sha256": baseline_sha256,  # of the graph that it was exported beside
         "source": provenance.source,
         "license": provenance.license,
         "random_weights": provenance.random_weights,
@@ -204,15 +213,20 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _replace(new: Path, place: Path) -> None:
-    """Move a folder to its place; what stood there goes first, and comes back if the move fails."""
-    old = new.with_name(f"{new.name}.old")
-    if place.exists():
-        place.rename(old)
+def _move_in(places: Mapping[Path, Path]) -> None:
+    """Move new folders to their places; cut short, all that stood there before comes back."""
+    olds = {new: new.with_name(f"{new.name}.old") for new in places}
     try:
-        new.rename(place)
-    except OSError:
-        if old.exists():
-            old.rename(place)
+        for new, place in places.items():
+            if place.exists():
+                place.rename(olds[new])
+            new.rename(place)
+    except BaseException:  # a Ctrl-C must not leave one new model beside an old one
+        for new, place in places.items():
+            if not new.exists():
+                shutil.rmtree(place, ignore_errors=True)
+            if olds[new].exists():
+                olds[new].rename(place)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    for old in olds.values():
+        shutil.rmtree(old, ignore_errors=True)

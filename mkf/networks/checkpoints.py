@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from mkf.demo import CLASSES, demo_preprocessing
 from mkf.demo.architecture import create_network
 from mkf.errors import InputError, SourceError
@@ -36,9 +38,13 @@ def checkpoint_network(path: Path, *, architecture: str | None) -> LoadedNetwork
     candidates = [architecture] if architecture else [*timm.list_models("convnext*"), DEMO]
     found = _matching(timm, weights, candidates)
     if found is None:
-        named = architecture or "any ConvNeXt that timm knows, nor the demo network"
+        if architecture:
+            raise SourceError(
+                f"the weights of {path} do not have the names and shapes of {architecture}'s; "
+                "name the network that they belong to"
+            )
         raise SourceError(
-            f"the weights of {path} do not fit {named}; "
+            f"the weights of {path} fit no ConvNeXt that timm knows, nor the demo network; "
             "name the network that they belong to with --architecture NAME"
         )
     name, module = found
@@ -74,7 +80,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise InputError(f"{path} is no safetensors file: {error}") from error
     except Exception as error:  # torch raises a dozen unrelated kinds for a broken file
-        reason = str(error).strip().splitlines()[0][:200]
+        first = str(error).strip().splitlines()[0][:200]
+        reason = Text.from_ansi(first).plain  # torch prints in bold
         raise InputError(
             f"{path} is no file of weights that can be read without running its code ({reason}); "
             "save the state dict alone, best as safetensors"
@@ -102,13 +109,16 @@ def _matching(
 
     weights = clean_state_dict(weights)  # without a "module." before each name
     published = any(".dwconv." in name for name in weights)  # the names of the papers' own code
-    heads = [name for name in ("head.fc.weight", "head.weight", "fc.weight") if name in weights]
-    classes = len(weights[heads[0]]) if heads else 1000
 
     def build(name: str) -> Any:
         if name == DEMO:
             return create_network().eval()
-        return create(timm, name, pretrained=False, num_classes=classes)
+        module = create(timm, name, pretrained=False)
+        heads = (f"{module.pretrained_cfg.get('classifier')}.weight", "head.weight")
+        classes = [len(weights[head]) for head in heads if head in weights]
+        if not classes or classes[0] == module.num_classes:
+            return module
+        return create(timm, name, pretrained=False, num_classes=classes[0])
 
     for name in candidates:
         with torch.device("meta"):  # shapes without memory

@@ -15,6 +15,7 @@ from mkf.repository import OPSET, Preprocessing
 
 IR_VERSION = 10  # what ONNX Runtime 1.18 (in current Triton releases) and later read
 PREFIX = "mkf_preprocessing/"
+_PASSING = {"Cast", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze"}
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,19 @@ class NetworkGraph:
 
 def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the scores before its last softmax as its output; a copy, if it has one."""
-    outputs = {value.name for value in model.graph.output}
-    for index, node in enumerate(model.graph.node):
-        if node.op_type == "Softmax" and len(outputs) == 1 and node.output[0] in outputs:
-            plain = onnx.ModelProto()
-            plain.CopyFrom(model)
-            del plain.graph.node[index]
-            plain.graph.output[0].name = node.input[0]
-            return plain
-    return model
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    producers = {name: node for node in plain.graph.node for name in node.output}
+    name = plain.graph.output[0].name if len(plain.graph.output) == 1 else ""
+    # Exporters put casts and reshapes behind it.
+    while name in producers and producers[name].op_type in _PASSING:
+        name = producers[name].input[0]
+    node = producers.get(name)
+    if node is None or node.op_type != "Softmax":
+        return model
+    node.op_type = "Identity"
+    del node.attribute[:]
+    return plain
 
 
 def network_graph(model: onnx.ModelProto, input_size: tuple[int, int] | None) -> NetworkGraph:

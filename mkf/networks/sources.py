@@ -209,6 +209,8 @@ def _preprocessing(options: Options, default: Preprocessing) -> Preprocessing:
         if getattr(options, name) is not None
     }
     preprocessing = replace(default, **given)
+    if not np.isfinite([*preprocessing.mean, *preprocessing.std]).all():
+        raise InputError("--mean and --std take finite numbers")
     if min(preprocessing.std) <= 0:
         raise InputError(f"--std is {preprocessing.std}; give standard deviations above 0")
     return preprocessing

@@ -214,6 +214,12 @@ def _warnings(
                 f"{model.name} stands as the {role} model here, "
                 f"its manifest calls it {model.manifest.role}"
             )
+    baseline, idealized = (model.manifest for model in models)
+    if baseline.graph_sha256 != idealized.baseline_sha256:
+        warnings.append(
+            f"{idealized.name} was not exported beside {baseline.name}: "
+            "they may differ in more than their filters"
+        )
     if scored["baseline"].classes <= 5:
         warnings.append("with 5 classes or fewer, top-5 is always right")
     if run.resumed:

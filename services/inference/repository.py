@@ -75,6 +75,7 @@ class Manifest(BaseModel):
     name: str
     role: Literal["baseline", "idealized"]
     graph_sha256: str
+    baseline_sha256: str  # of the graph that the model was exported beside; a baseline's own
     source: str
     license: str
     random_weights: bool

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from tiny_models import write_tiny_repository
 
 from mkf.demo import card
 
@@ -66,6 +67,16 @@ def test_the_demo_is_exported_and_evaluated_without_torch(tmp_path: Path, no_tor
     report = (folder / "report.html").read_text()
     assert report.count("<svg") >= 16  # each of the 8 keys, learned and idealized
     assert "http" not in report.replace("http://www.w3.org", "")  # nothing from outside
+
+
+def test_models_of_two_exports_are_compared_with_a_warning(tmp_path: Path) -> None:
+    repository = write_tiny_repository(tmp_path / "model_repository")
+    manifest = repository / "convnext_idealized" / "1" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"baseline_sha256": "0"}))
+    evaluated = run("mkf-eval", "--limit", 16, "--json", cwd=tmp_path)
+    assert evaluated.returncode == 0, evaluated.stderr
+    warnings = json.loads(evaluated.stdout)["warnings"]
+    assert any("was not exported beside convnext_baseline" in warning for warning in warnings)
 
 
 def test_without_torch_a_timm_source_says_what_to_install(tmp_path: Path, no_torch: Path) -> None:

@@ -134,6 +134,8 @@ def test_a_sibling_must_hold_the_baselines_idealized_filters(tmp_path: Path, net
         (["--input-size", "8", "8"], "takes 16x16 pixels, not 8x8"),
         (["--keys", "two.txt"], "two.txt"),
         (["--std", "0.2", "0", "0.2"], "standard deviations above 0"),
+        (["--std", "inf", "1", "1"], "finite numbers"),
+        (["--mean", "nan", "0", "0"], "finite numbers"),
     ],
 )
 def test_wrong_options_leave_nothing_behind(

@@ -74,6 +74,32 @@ def test_an_interrupted_export_leaves_the_old_models(
     assert {path: (tmp_path / path).read_bytes() for path in files(tmp_path)} == before
 
 
+@pytest.mark.parametrize(
+    ("before", "moves"),
+    [(True, 1), (True, 2), (True, 3), (True, 4), (False, 1), (False, 2)],
+)
+def test_a_pair_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool, moves: int
+) -> None:
+    if before:
+        write_models(tmp_path, [model(1), model(1, "other")])
+    contents = {path: (tmp_path / path).read_bytes() for path in files(tmp_path)}
+    rename, calls = Path.rename, []
+
+    def interrupted(self: Path, target: Path) -> Path:
+        moved = rename(self, target)
+        calls.append(target)
+        if len(calls) == moves:
+            raise KeyboardInterrupt
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_models(tmp_path, [model(2), model(2, "other")])
+    assert {path: (tmp_path / path).read_bytes() for path in files(tmp_path)} == contents
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     place = tmp_path / "file"
     place.write_text("in the way")

@@ -122,6 +122,20 @@ def test_a_last_softmax_is_taken_off() -> None:
     np.testing.assert_allclose(run(probable, inputs).sum(1), 1, rtol=1e-6)  # left as it was
 
 
+def test_a_softmax_behind_casts_is_taken_off() -> None:
+    plain, probable = (classifier(dims=["n", 3, 8, 6], softmax=flag) for flag in (False, True))
+    (output,) = probable.graph.output
+    probable.graph.node[-1].output[0] = "probabilities"
+    probable.graph.node.extend(
+        [
+            helper.make_node("Cast", ["probabilities"], ["cast"], to=TensorProto.FLOAT),
+            helper.make_node("Identity", ["cast"], [output.name]),
+        ]
+    )
+    inputs = np.random.default_rng(0).normal(size=(2, 3, 8, 6)).astype(np.float32)
+    np.testing.assert_array_equal(run(without_softmax(probable), inputs), run(plain, inputs))
+
+
 @pytest.mark.parametrize(
     ("dims", "size", "message"),
     [

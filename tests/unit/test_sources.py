@@ -112,6 +112,16 @@ def test_a_checkpoint_with_the_papers_names_is_found(tmp_path: Path, atto: Any) 
         assert torch.equal(loaded.module(images), atto(images))
 
 
+def test_a_named_architecture_may_have_any_head(tmp_path: Path) -> None:
+    name = "mobilenetv3_small_050"
+    network = zoo.import_timm().create_model(name, num_classes=3)
+    torch.save(network.state_dict(), tmp_path / "mobile.pth")
+    loaded = checkpoint_network(tmp_path / "mobile.pth", architecture=name)
+    assert loaded.classes == 3
+    with pytest.raises(SourceError, match=f"do not have the names and shapes of {ATTO}'s"):
+        checkpoint_network(tmp_path / "mobile.pth", architecture=ATTO)
+
+
 def test_a_checkpoint_of_the_demo_network_is_found(tmp_path: Path) -> None:
     from mkf.demo import demo_preprocessing
     from mkf.demo.architecture import create_network
