@@ -50,3 +50,8 @@ class TrainingError(MkfError):
 
 class MissingExtraError(MkfError, ImportError):
     """An optional dependency is not installed."""
+
+
+def one_line(error: Exception, *, limit: int = 300) -> str:
+    """What another library's error says, on one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

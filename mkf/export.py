@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mkf.errors import ExportError, GraphError
+from mkf.errors import ExportError, GraphError, one_line
 from mkf.fitting import fit_keys, idealized_kernels
 from mkf.keys import load_keys
 from mkf.networks import onnx_graph, tensor_storage
@@ -174,9 +174,8 @@ def _check(
             logits = session.run(None, {"images": images})[0]
             expected = reference(inputs)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            message = " ".join(str(error).split())[:300]
             raise ExportError(
-                f"{name} does not run at batch {batch}: {message}; "
+                f"{name} does not run at batch {batch}: {one_line(error)}; "
                 "export the source with a dynamic batch size"
             ) from error
         if logits.shape != expected.shape or not np.isfinite(logits).all():

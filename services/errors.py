@@ -74,3 +74,8 @@ class DeadlineError(ServiceError):
     """No answer in the time given."""
 
     status = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def one_line(error: Exception, *, limit: int = 300) -> str:
+    """What another library's error says, on one line of at most `limit` characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from services.errors import ImageError, LimitError
+from services.errors import ImageError, LimitError, one_line
 from services.inference.repository import Preprocessing
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")
@@ -98,7 +98,7 @@ def decode(data: bytes, *, limits: ImageLimits) -> Image.Image:
     except (Image.DecompressionBombError, MemoryError) as error:
         raise LimitError(f"the image is too large: {error}") from error
     except Exception as error:  # on hostile bytes Pillow's decoders raise whatever they stumble on
-        raise ImageError(f"the image is damaged: {_reason(error)}") from error
+        raise ImageError(f"the image is damaged: {one_line(error, limit=200)}") from error
 
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.uint8]:
@@ -194,7 +194,3 @@ def _silence_pillow() -> None:
             for action, _, _, module, _ in warnings.filters
         ):
             warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

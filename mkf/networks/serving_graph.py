@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference, version_converter
 
-from mkf.errors import GraphError
+from mkf.errors import GraphError, one_line
 from mkf.repository import OPSET, Preprocessing
 
 IR_VERSION = 10  # what ONNX Runtime 1.18 (in current Triton releases) and later read
@@ -41,16 +41,16 @@ class NetworkGraph:
 
 def without_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with the scores before its last softmax as its output; a copy, if it has one."""
+    producers = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    name = model.graph.output[0].name if len(model.graph.output) == 1 else ""
+    # Exporters put casts and reshapes behind it.
+    while name in producers and model.graph.node[producers[name]].op_type in _PASSING:
+        name = model.graph.node[producers[name]].input[0]
+    if name not in producers or model.graph.node[producers[name]].op_type != "Softmax":
+        return model
     plain = onnx.ModelProto()
     plain.CopyFrom(model)
-    producers = {name: node for node in plain.graph.node for name in node.output}
-    name = plain.graph.output[0].name if len(plain.graph.output) == 1 else ""
-    # Exporters put casts and reshapes behind it.
-    while name in producers and producers[name].op_type in _PASSING:
-        name = producers[name].input[0]
-    node = producers.get(name)
-    if node is None or node.op_type != "Softmax":
-        return model
+    node = plain.graph.node[producers[name]]
     node.op_type = "Identity"
     del node.attribute[:]
     return plain
@@ -135,7 +135,7 @@ def serving_graph(network: NetworkGraph, preprocessing: Preprocessing) -> onnx.M
     try:
         onnx.checker.check_model(served)
     except onnx.checker.ValidationError as error:
-        raise GraphError(f"the graph to serve is not valid ONNX: {_line(error)}") from error
+        raise GraphError(f"the graph to serve is not valid ONNX: {one_line(error)}") from error
     return served
 
 
@@ -150,7 +150,8 @@ def _convert(model: onnx.ModelProto) -> onnx.ModelProto:
             converted = version_converter.convert_version(model, OPSET)
         except (RuntimeError, ValueError) as error:
             raise GraphError(
-                f"the graph of opset {opset} cannot be converted to opset {OPSET}: {_line(error)}; "
+                f"the graph of opset {opset} cannot be converted to opset {OPSET}: "
+                f"{one_line(error)}; "
                 f"export it from its framework with opset {OPSET}"
             ) from error
     converted.ir_version = IR_VERSION
@@ -205,7 +206,7 @@ def _classes(model: onnx.ModelProto, output: str) -> int:
     try:
         inferred = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
-        raise GraphError(f"the graph's shapes do not fit together: {_line(error)}") from error
+        raise GraphError(f"the graph's shapes do not fit together: {one_line(error)}") from error
     tensor = inferred.graph.output[0].type.tensor_type
     dims = [dim.dim_value for dim in tensor.shape.dim]
     if tensor.elem_type != TensorProto.FLOAT or len(dims) != 2 or dims[1] < 2:
@@ -235,7 +236,3 @@ def _free_names(network: NetworkGraph, names: Sequence[str]) -> NetworkGraph:
 
 def _names(values: Sequence[onnx.ValueInfoProto]) -> str:
     return ", ".join(value.name for value in values)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

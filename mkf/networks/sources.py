@@ -14,7 +14,7 @@ from onnx.checker import ValidationError
 from onnx.external_data_helper import load_external_data_for_model
 
 from mkf.demo import DEMO_BASELINE, DEMO_IDEALIZED, demo_preprocessing, demo_provenance
-from mkf.errors import GraphError, InputError, MissingExtraError, SourceError
+from mkf.errors import GraphError, InputError, MissingExtraError, SourceError, one_line
 from mkf.networks import onnx_graph
 from mkf.networks.serving_graph import network_graph, without_softmax
 from mkf.repository import Preprocessing, Provenance
@@ -198,8 +198,7 @@ def open_session(model: onnx.ModelProto) -> Any:
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-        message = " ".join(str(error).split())[:300]
-        raise SourceError(f"ONNX Runtime cannot run this graph: {message}") from error
+        raise SourceError(f"ONNX Runtime cannot run this graph: {one_line(error)}") from error
 
 
 def _preprocessing(options: Options, default: Preprocessing) -> Preprocessing:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mkf.errors import MissingExtraError, SourceError
+from mkf.errors import MissingExtraError, SourceError, one_line
 from mkf.repository import Preprocessing
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _require_weights(name: str, repository: str) -> None:
 
 
 def _out_of_reach(name: str, error: Exception) -> SourceError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error, limit=200)
     return SourceError(
         f"the pretrained weights of {name} cannot be fetched from the model hub ({reason}); "
         "download them elsewhere and give --source checkpoint:FILE, "

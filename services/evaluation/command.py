@@ -18,13 +18,12 @@ from services.errors import ServiceError
 from services.evaluation.client import EvaluationClient, connect
 from services.evaluation.progress_bar import ProgressBar
 from services.evaluation.results import Results
-from services.evaluation.service import EvaluationServicer
+from services.evaluation.service import NAME, EvaluationServicer
 from services.evaluation.tables import print_results
 from services.inference.urls import open_engine
 from services.runtime.server import Registration, running_server
 from services.runtime.settings import Settings, load_settings
 
-SERVICE = "mkf.v1.EvaluationService"
 DEFAULT_DATASET = "fashion-mnist"
 DEFAULT_BATCH = 8
 
@@ -144,7 +143,7 @@ async def _own_service(settings: Settings) -> AsyncIterator[EvaluationClient]:
         def register(server: object) -> None:
             evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(servicer, server)
 
-        registration = Registration(SERVICE, register, on_stop=servicer.close)
+        registration = Registration(NAME, register, on_stop=servicer.close)
         try:
             async with (
                 running_server(

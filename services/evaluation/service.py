@@ -31,6 +31,7 @@ from services.inference.engine import Engine
 from services.inference.repository import BASELINE, IDEALIZED, ServedModel
 from services.runtime.settings import Settings
 
+NAME = pb.DESCRIPTOR.services_by_name["EvaluationService"].full_name
 PROGRESS_SECONDS = 0.25
 SHARED_NOTE = (
     "another evaluation ran at the same time: latency and throughput are of a shared machine"

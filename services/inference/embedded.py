@@ -33,6 +33,7 @@ from services.errors import (
     RepositoryError,
     ServiceError,
     UnavailableError,
+    one_line,
 )
 from services.inference.engine import Inference
 from services.inference.repository import INPUT_NAME, OUTPUT_NAME, ServedModel
@@ -257,8 +258,7 @@ def _open_session(model: ServedModel) -> ort.InferenceSession:
     except RepositoryError:
         raise
     except Exception as error:  # ONNX Runtime's errors have no root of their own
-        reason = " ".join(str(error).split())[:300]
-        raise RepositoryError(f"{model.graph} cannot be run: {reason}") from error
+        raise RepositoryError(f"{model.graph} cannot be run: {one_line(error)}") from error
     _log.info(
         "%s is ready after %.1f s on %s",
         model.name,

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from services.errors import NotFoundError, RepositoryError
+from services.errors import NotFoundError, RepositoryError, one_line
 
 INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
@@ -153,7 +153,7 @@ def _load_model(folder: Path) -> ServedModel:
         with graph.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, UnicodeDecodeError, ValidationError, text_format.ParseError) as error:
-        raise RepositoryError(f"{folder}: {_first_line(error)}; export the model again") from error
+        raise RepositoryError(f"{folder}: {one_line(error)}; export the model again") from error
     if digest != manifest.graph_sha256:
         raise RepositoryError(
             f"{graph} is not the graph that its manifest describes; export the model again"
@@ -176,7 +176,3 @@ def _load_model(folder: Path) -> ServedModel:
             f"{inputs}; export the model again"
         )
     return ServedModel(folder.name, graph, config, labels, preprocessing, manifest)
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

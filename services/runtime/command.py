@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from mkf.v1 import classification_pb2_grpc, evaluation_pb2, evaluation_pb2_grpc
+from mkf.v1 import classification_pb2_grpc, evaluation_pb2_grpc
 from services.inference.engine import Engine
 from services.inference.repository import ServedModel
 from services.inference.urls import open_engine
@@ -105,14 +105,13 @@ async def _start_classification(
 async def _start_evaluation(
     stack: AsyncExitStack, engine: Engine, models: dict[str, ServedModel], settings: Settings
 ) -> str:
-    from services.evaluation.service import EvaluationServicer
+    from services.evaluation.service import NAME, EvaluationServicer
 
     servicer = EvaluationServicer(engine, models, settings)
     stack.push_async_callback(servicer.close)
-    name = evaluation_pb2.DESCRIPTOR.services_by_name["EvaluationService"].full_name
     # A run may take hours: it is interrupted when the server stops, and can be resumed.
     registration = Registration(
-        name,
+        NAME,
         lambda server: evaluation_pb2_grpc.add_EvaluationServiceServicer_to_server(
             servicer, server
         ),

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from photos import PHOTOS
 from tiny_models import write_tiny_repository
 
 from mkf.demo import card
 
 BIN = Path(sys.executable).parent
-PHOTOS = Path(
-    os.environ.get("MKF_IMAGENET_DIR")
-    or Path(__file__).parents[3] / "shared" / "data" / "imagenet_val_1300"
-)
 
 
 def run(*command: object, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -19,6 +19,7 @@ import onnx
 import pyarrow.parquet as pq
 import pytest
 from onnx import numpy_helper
+from photos import PHOTOS
 from PIL import Image
 from tiny_models import tiny_graph
 
@@ -38,10 +39,6 @@ from services.preprocessing import preprocess
 
 EVAL = Path(sys.executable).with_name("mkf-eval")
 SERVE = Path(sys.executable).with_name("mkf-serve")
-IMAGENET = Path(
-    os.environ.get("MKF_IMAGENET_DIR", "")
-    or Path(__file__).parents[3] / "shared" / "data" / "imagenet_val_1300"
-)
 PATIENCE_SECONDS = 120  # of the tests with other processes; nothing is timed
 
 
@@ -303,11 +300,11 @@ def imagenet_repository(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(
-    not (IMAGENET / "dataset.txt").is_file(), reason=f"no ImageNet photos in {IMAGENET}"
+    not (PHOTOS / "dataset.txt").is_file(), reason=f"no ImageNet photos in {PHOTOS}"
 )
 def test_imagenet_photos(imagenet_repository: Path, tmp_path: Path) -> None:
     results = evaluate(
-        *("--dataset", f"labels:{IMAGENET / 'dataset.txt'}", "--limit", 40),
+        *("--dataset", f"labels:{PHOTOS / 'dataset.txt'}", "--limit", 40),
         *("--engine", f"embedded:{imagenet_repository}", "--out", tmp_path),
     )
     checked = Results.model_validate(results)

@@ -8,12 +8,12 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from photos import PHOTOS
 from PIL import Image
 
 from mkf.errors import MissingExtraError
@@ -23,10 +23,6 @@ from services.inference.repository import Preprocessing
 from services.preprocessing import FORMATS, ImageLimits, decode, preprocess
 
 LIMITS = ImageLimits()
-PHOTOS = Path(
-    os.environ.get("MKF_IMAGENET_DIR")
-    or Path(__file__).parents[3] / "shared" / "data" / "imagenet_val_1300"
-)
 MEAN = (0.485, 0.456, 0.406)
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 # Width, height: square, wide, tall, odd, tiny, a strip, a single pixel, the target itself.
