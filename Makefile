@@ -54,10 +54,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing mkf for serving, evaluating and testing into $(VENV) ..."
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,report,dev]'
 	touch $@
 
 $(VENV)/.train: $(VENV)/.serve
 	@echo "Adding torch and timm to $(VENV) ..."
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,dev,train]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[serve,report,dev,train]'
 	touch $@
