@@ -240,7 +240,12 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
             raise UnavailableError("the service is shutting down; try again later")
 
     def _open_dataset(self, uri: str, models: tuple[ServedModel, ServedModel]) -> Dataset:
-        return open_dataset(uri, models[0], limits=self._settings.image_limits)
+        return open_dataset(
+            uri,
+            classes=len(models[0].labels),
+            class_ids=models[0].manifest.class_ids,
+            limits=self._settings.image_limits,
+        )
 
     def _carry(self, run: Run, comparison: _Comparison, progress: Progress) -> _Active:
         active = _Active(run, progress)

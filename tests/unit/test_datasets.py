@@ -39,6 +39,10 @@ def with_class_ids(model: ServedModel, class_ids: list[str]) -> ServedModel:
     return dataclasses.replace(model, manifest=manifest)
 
 
+def open_for(uri: str, model: ServedModel) -> Dataset:
+    return open_dataset(uri, classes=len(model.labels), class_ids=model.manifest.class_ids)
+
+
 def write_image(path: Path, color: tuple[int, int, int] = (10, 20, 30)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (9, 12), color).save(path)
@@ -55,7 +59,7 @@ async def all_pixels(dataset: Dataset) -> list[np.ndarray]:
 
 
 def test_fashion_mnist_is_the_whole_test_set(model: ServedModel) -> None:
-    dataset = open_dataset("fashion-mnist", model)
+    dataset = open_for("fashion-mnist", model)
     whole = survey(dataset)
     assert (whole.images, whole.available, whole.limited) == (10_000, 10_000, False)
     first = next(iter(dataset.samples()))
@@ -70,7 +74,7 @@ def test_fashion_mnist_is_the_whole_test_set(model: ServedModel) -> None:
 def test_fashion_mnist_takes_models_of_ten_classes(model: ServedModel) -> None:
     other = dataclasses.replace(model, labels=("a", "b"))
     with pytest.raises(DatasetError, match="has 10 classes and the models have 2"):
-        open_dataset("fashion-mnist", other)
+        open_for("fashion-mnist", other)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_fashion_mnist_takes_models_of_ten_classes(model: ServedModel) -> None:
 )
 def test_unknown_uris_list_what_is_known(model: ServedModel, uri: str) -> None:
     with pytest.raises(DatasetError, match="fashion-mnist, imagefolder:DIR, labels:FILE"):
-        open_dataset(uri, model)
+        open_for(uri, model)
 
 
 def test_labels(model: ServedModel, tmp_path: Path) -> None:
@@ -91,7 +95,7 @@ def test_labels(model: ServedModel, tmp_path: Path) -> None:
         f"with two  blanks.png\t 2\r\nsub/7 3.png , 3\n{tmp_path / 'a.png'} 9",
         encoding="utf-8",
     )
-    dataset = open_dataset(f"labels:{file}", model)
+    dataset = open_for(f"labels:{file}", model)
     assert labeled(dataset) == [
         *zip(names, range(4), strict=True),
         (str(tmp_path / "a.png"), 9),
@@ -118,20 +122,20 @@ def test_labels_errors_name_file_and_line(
     file = tmp_path / "labels.txt"
     file.write_text(f"a.png 1\n{line}\n")
     with pytest.raises(DatasetError, match=message) as caught:
-        survey(open_dataset(f"labels:{file}", model))
+        survey(open_for(f"labels:{file}", model))
     assert str(file) in str(caught.value)
 
 
 def test_labels_that_are_missing_empty_or_no_text(model: ServedModel, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not there"):
-        open_dataset(f"labels:{tmp_path / 'none.txt'}", model)
+        open_for(f"labels:{tmp_path / 'none.txt'}", model)
     file = tmp_path / "labels.txt"
     file.write_text("# nothing\n")
     with pytest.raises(DatasetError, match="no images"):
-        survey(open_dataset(f"labels:{file}", model))
+        survey(open_for(f"labels:{file}", model))
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DatasetError, match="UTF-8"):
-        survey(open_dataset(f"labels:{file}", model))
+        survey(open_for(f"labels:{file}", model))
 
 
 def test_imagefolder_by_class_ids(model: ServedModel, tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_imagefolder_by_class_ids(model: ServedModel, tmp_path: Path) -> None:
     write_image(tmp_path / "n00000009" / "deep" / "y.jpg")
     write_image(tmp_path / "n00000009" / ".hidden.jpg")
     (tmp_path / "n00000009" / "readme.txt").write_text("no image")
-    dataset = open_dataset(f"imagefolder:{tmp_path}", with_class_ids(model, ids))
+    dataset = open_for(f"imagefolder:{tmp_path}", with_class_ids(model, ids))
     assert labeled(dataset) == [("n00000003/x.png", 6), ("n00000009/deep/y.jpg", 0)]
     assert dataset.notes == ("1 files whose names do not end as an image's were left out",)
 
@@ -148,7 +152,7 @@ def test_imagefolder_by_class_ids(model: ServedModel, tmp_path: Path) -> None:
 def test_imagefolder_by_class_index(model: ServedModel, tmp_path: Path) -> None:
     for name in ("007/a.png", "007/b.png", "2/a.png", "2/b.png", "2/c.png"):
         write_image(tmp_path / name)
-    dataset = open_dataset(f"imagefolder:{tmp_path}", model)
+    dataset = open_for(f"imagefolder:{tmp_path}", model)
     assert labeled(dataset) == [  # a class at a time in turn, so that a limit takes of each
         ("007/a.png", 7),
         ("2/a.png", 2),
@@ -159,28 +163,28 @@ def test_imagefolder_by_class_index(model: ServedModel, tmp_path: Path) -> None:
     assert dataset.notes == ()
     write_image(tmp_path / "10" / "a.png")
     with pytest.raises(DatasetError, match="folder 10 is not in 0 to 9"):
-        open_dataset(f"imagefolder:{tmp_path}", model)
+        open_for(f"imagefolder:{tmp_path}", model)
 
 
 def test_imagefolder_by_order(model: ServedModel, tmp_path: Path) -> None:
     for name in "abcdefghij":
         write_image(tmp_path / name / "1.png")
-    dataset = open_dataset(f"imagefolder:{tmp_path}", model)
+    dataset = open_for(f"imagefolder:{tmp_path}", model)
     assert [label for _, label in labeled(dataset)] == list(range(10))
     assert "sorted order" in dataset.notes[0]
     (tmp_path / "k").mkdir()
     with pytest.raises(DatasetError, match="cannot be told"):
-        open_dataset(f"imagefolder:{tmp_path}", model)
+        open_for(f"imagefolder:{tmp_path}", model)
 
 
 def test_imagefolder_that_is_missing_or_empty(model: ServedModel, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="not there"):
-        open_dataset(f"imagefolder:{tmp_path / 'none'}", model)
+        open_for(f"imagefolder:{tmp_path / 'none'}", model)
     with pytest.raises(DatasetError, match="no folders"):
-        open_dataset(f"imagefolder:{tmp_path}", model)
+        open_for(f"imagefolder:{tmp_path}", model)
     (tmp_path / "1").mkdir()
     with pytest.raises(DatasetError, match="no images"):
-        survey(open_dataset(f"imagefolder:{tmp_path}", model))
+        survey(open_for(f"imagefolder:{tmp_path}", model))
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 cut"])
@@ -189,14 +193,14 @@ async def test_an_image_that_cannot_be_decoded_fails_by_name(
 ) -> None:
     write_image(tmp_path / "1" / "a.png")
     (tmp_path / "1" / "b.png").write_bytes(content)
-    dataset = open_dataset(f"imagefolder:{tmp_path}", model)
+    dataset = open_for(f"imagefolder:{tmp_path}", model)
     with pytest.raises(DatasetError, match=r"1/b\.png cannot be used"):
         await all_pixels(dataset)
 
 
 async def test_an_image_that_vanished_fails_by_name(model: ServedModel, tmp_path: Path) -> None:
     gone = write_image(tmp_path / "1" / "a.png")
-    dataset = open_dataset(f"imagefolder:{tmp_path}", model)
+    dataset = open_for(f"imagefolder:{tmp_path}", model)
     gone.unlink()
     with pytest.raises(DatasetError, match=r"1/a\.png cannot be used"):
         await all_pixels(dataset)
@@ -209,7 +213,7 @@ def test_the_fingerprint_knows_ids_labels_and_order(model: ServedModel, tmp_path
     fingerprints = set()
     for text in ("a.png 1\nb.png 2\n", "b.png 2\na.png 1\n", "a.png 1\nb.png 3\n", "a.png 1\n"):
         file.write_text(text)
-        fingerprints.add(survey(open_dataset(f"labels:{file}", model)).fingerprint)
+        fingerprints.add(survey(open_for(f"labels:{file}", model)).fingerprint)
     assert len(fingerprints) == 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from services.errors import DatasetError
@@ -9,7 +10,6 @@ from services.evaluation.datasets.base import Dataset, Fingerprint, Sample, Surv
 from services.evaluation.datasets.fashion_mnist import FashionMnist
 from services.evaluation.datasets.imagefolder import ImageFolder
 from services.evaluation.datasets.labels import Labels
-from services.inference.repository import ServedModel
 from services.preprocessing import ImageLimits
 
 __all__ = ["Dataset", "Fingerprint", "Sample", "Survey", "open_dataset", "survey"]
@@ -17,10 +17,21 @@ __all__ = ["Dataset", "Fingerprint", "Sample", "Survey", "open_dataset", "survey
 KNOWN = "fashion-mnist, imagefolder:DIR, labels:FILE"
 
 
-def open_dataset(uri: str, model: ServedModel, *, limits: ImageLimits | None = None) -> Dataset:
-    """The dataset of a URI, with labels in the order of the model's logits.
+def open_dataset(
+    uri: str,
+    *,
+    classes: int,
+    class_ids: Sequence[str] | None = None,
+    limits: ImageLimits | None = None,
+) -> Dataset:
+    """The dataset of a URI, with labels in the order of a model's logits.
 
     Reads directories, not pixels; it may block.
+
+    Parameters
+    ----------
+    classes, class_ids
+        How many the model has, and their synset ids in the order of its logits if it knows them.
 
     Raises
     ------
@@ -30,14 +41,11 @@ def open_dataset(uri: str, model: ServedModel, *, limits: ImageLimits | None = N
     """
     scheme, _, place = uri.partition(":")
     limits = limits or ImageLimits()
-    classes = len(model.labels)
     match scheme, place:
         case "fashion-mnist", "":
             return FashionMnist(classes=classes)
         case "imagefolder", place if place:
-            return ImageFolder(
-                Path(place), classes=classes, class_ids=model.manifest.class_ids, limits=limits
-            )
+            return ImageFolder(Path(place), classes=classes, class_ids=class_ids, limits=limits)
         case "labels", place if place:
             return Labels(Path(place), classes=classes, limits=limits)
     raise DatasetError(f"{uri!r} is no dataset of this version; it knows {KNOWN}")

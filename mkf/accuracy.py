@@ -1,0 +1,65 @@
+"""Which images networks get right: several served graphs over the same pixels in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from mkf.errors import GraphError
+from mkf.images import Images
+from mkf.networks.serving_graph import network_graph, serving_graph
+from mkf.networks.sources import Source, open_session
+
+
+def served(source: Source, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    """The graph that serves the source (or `model`, its like): uint8 (n, h, w, 3) -> logits."""
+    network = network_graph(
+        source.model if model is None else model, source.preprocessing.input_size
+    )
+    return serving_graph(network, source.preprocessing)
+
+
+def correct(
+    graphs: Sequence[onnx.ModelProto],
+    images: Images,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    batch_size: int = 32,
+    advance: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.bool_]:
+    """Whether each graph's top-1 is the label, (graphs, images).
+
+    Parameters
+    ----------
+    graphs
+        Served graphs, `images` UINT8 (n, h, w, 3) -> `logits`.
+    start, stop
+        The images that count.
+    advance
+        Called after each batch with its number of images.
+
+    Raises
+    ------
+    InputError
+        An image cannot be used.
+    GraphError
+        There are no images to count, or a graph gives scores that are not finite.
+    """
+    sessions = [open_session(graph) for graph in graphs]
+    flags = []
+    for pixels, labels in images.batches(size=batch_size, start=start, stop=stop):
+        row = []
+        for session in sessions:
+            (logits,) = session.run(None, {"images": pixels})
+            if not np.isfinite(logits).all():
+                raise GraphError(f"{images.uri}: a network's scores are not finite")
+            row.append(logits.argmax(axis=1) == labels)
+        flags.append(np.stack(row))
+        advance(len(labels))
+    if not flags:
+        raise GraphError(f"{images.uri}: no images are left to measure the accuracy on")
+    return np.concatenate(flags, axis=1)
