@@ -52,9 +52,7 @@ class _DiscreteGaussian(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         s, values = ctx.saved_tensors
-        if (
-            torch.is_grad_enabled()
-        ):  # to be differentiated again, so the values must be known as T(s)
+        if torch.is_grad_enabled():  # this will be differentiated in turn
             values = discrete_gaussian(s, values.shape[-1] - 1)
         before = torch.cat([values[..., 1:2], values[..., :-2]], dim=-1)  # T(-1) = T(1)
         slope = (before - 2 * values[..., :-1] + values[..., 1:]) / 2
