@@ -27,8 +27,8 @@ from mkf.scale_space import (
 Boundary = Literal["symmetric", "exact"]
 SIZES = range(3, 32, 2)
 
-_DIFFERENCE: Mapping[Operator, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    Operator.SMOOTH: lambda f: f,
+DIFFERENCE: Mapping[Operator, Callable[..., NDArray[np.float64]]] = {
+    Operator.SMOOTH: lambda f, axis=-1: f,
     Operator.FORWARD: forward_difference,
     Operator.BACKWARD: backward_difference,
     Operator.CENTRAL: central_difference,
@@ -171,4 +171,4 @@ def _differenced(
     # T is even, and its Bessel functions are what a fit spends most of its time on.
     half = gaussian(np.arange(size // 2 + margin + 1), np.asarray(sigma)[..., None])
     taps = np.concatenate([half[..., :0:-1], half], axis=-1)
-    return _DIFFERENCE[operator](taps)[..., margin : margin + size]
+    return DIFFERENCE[operator](taps)[..., margin : margin + size]
