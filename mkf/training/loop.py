@@ -38,7 +38,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Images:
-    """Images (n, height, width) uint8, one gray channel, with labels (n,) uint8."""
+    """Images uint8, gray (n, height, width) or color (n, height, width, 3); labels (n,) uint8."""
 
     pixels: NDArray[np.uint8]
     labels: NDArray[np.uint8]
@@ -151,9 +151,10 @@ def _batches(images: Images, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _augment(pixels: Tensor, padding: int) -> Tensor:
-    """Random crops of the zero-padded images, half of them mirrored; (n, h, w) uint8."""
-    count, height, width = pixels.shape
-    padded = functional.pad(pixels, (padding,) * 4)
+    """Random crops of the zero-padded images, half of them mirrored; (n, h, w[, 3]) uint8."""
+    count, height, width = pixels.shape[:3]
+    color = (0, 0) * (pixels.ndim - 3)  # no padding of the channels
+    padded = functional.pad(pixels, (*color, *(padding,) * 4))
     rows = torch.arange(height) + torch.randint(2 * padding + 1, (count, 1))  # (n, h)
     columns = torch.arange(width) + torch.randint(2 * padding + 1, (count, 1))  # (n, w)
     mirrored = torch.rand(count, 1) < 0.5
@@ -163,9 +164,10 @@ def _augment(pixels: Tensor, padding: int) -> Tensor:
 
 
 def _normalize(pixels: Tensor, recipe: Recipe) -> Tensor:
-    """uint8 (n, h, w) -> float32 (n, 3, h, w), the gray channel three times, channels last."""
+    """uint8 (n, h, w[, 3]) -> float32 (n, 3, h, w), a gray channel three times, channels last."""
     scaled = (pixels.float() / 255 - recipe.mean) / recipe.std
-    images = scaled[:, None].expand(-1, 3, -1, -1)
+    gray = scaled.ndim == 3
+    images = scaled[:, None].expand(-1, 3, -1, -1) if gray else scaled.permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last)
 
 

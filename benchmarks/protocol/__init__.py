@@ -1,0 +1,1 @@
+"""The published protocol in small: do method B's frozen filters win on other data, too?"""
