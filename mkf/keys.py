@@ -9,6 +9,7 @@ https://github.com/tonylindeberg/masterfiltmodel under CC BY 4.0.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -22,9 +23,9 @@ from mkf.errors import KeysError
 from mkf.spread import coordinates, dc_offset, spread
 
 COUNT = 8
-SIZE = 7
-_COLUMNS = [f"c{column}" for column in range(SIZE)]
-_HEADER = ["key", "row", *_COLUMNS]
+SIZE = 7  # of the published keys
+SIZES = range(3, 32, 2)
+_SIZES_TEXT = f"from {SIZES[0]}x{SIZES[0]} to {SIZES[-1]}x{SIZES[-1]}"
 
 
 class Operator(Enum):
@@ -66,56 +67,88 @@ MASTER_KEYS: Mapping[int, MasterKey] = {
 }
 
 
-def load_keys(path: Path | None = None) -> NDArray[np.float64]:
-    """Read 8 key filters from a CSV file with the columns key, row, c0, ..., c6.
+def load_keys(path: Path | None = None, *, count: int | None = COUNT) -> NDArray[np.float64]:
+    """Read key filters from a CSV file with the columns key, row, c0, ..., c6 (for 7x7).
 
     Parameters
     ----------
     path : Path, optional
-        The file, its rows in any order; by default the published master keys.
+        The file, its rows in any order; by default the published master keys. The keys are squares
+        of one odd size from 3 to 31, as many as there are columns c0, c1, ...
+    count : int or None
+        How many keys the file must hold; None: any number, from key 1 on without a gap.
 
     Returns
     -------
-    ndarray of float64, shape (8, 7, 7)
+    ndarray of float64, shape (count, k, k)
         Key 1 first, row 0 on top.
 
     Raises
     ------
     KeysError
-        If the file cannot be read or does not hold 8 complete keys; it names file and line.
+        If the file cannot be read or does not hold `count` complete keys; it names file and line.
     """
     source = Path(__file__).with_name("master_keys.csv") if path is None else Path(path)
+    wanted = f"give a CSV file of {count} key filters" if count else "give a CSV file of keys"
     try:
         text = source.read_text(encoding="utf-8-sig")
     except OSError as error:
         reason = error.strerror or error
-        raise KeysError(f"{source}: {reason}; give a CSV file of {COUNT} key filters") from error
+        raise KeysError(f"{source}: {reason}; {wanted}") from error
     except UnicodeDecodeError as error:
-        raise KeysError(f"{source} is not text; give a CSV file of {COUNT} key filters") from error
+        raise KeysError(f"{source} is not text; {wanted}") from error
 
-    keys = np.full((COUNT, SIZE, SIZE), np.nan)
-    reader = csv.reader(text.splitlines(), skipinitialspace=True, strict=True)
+    lines = text.splitlines()
+    found: dict[tuple[int, int], list[float]] = {}  # by key and row
+    reader = csv.reader(lines, skipinitialspace=True, strict=True)
     try:
         header = next(reader, [])
         columns = _read_header(source, header)
+        size = len(columns) - 2
         for fields in filter(None, reader):
             place = f"{source}, line {reader.line_num}"
-            key, row, values = _read_row(place, fields, columns, len(header))
-            if not np.isnan(keys[key - 1, row]).all():
+            # Where any count goes, no file holds more keys than lines.
+            key, row, values = _read_row(place, fields, columns, len(header), count or len(lines))
+            if (key, row) in found:
                 raise KeysError(f"{place}: key {key}, row {row} appears twice; keep one of them")
-            keys[key - 1, row] = values
+            found[key, row] = values
     except csv.Error as error:
         place = f"{source}, line {reader.line_num}"
         raise KeysError(f"{place}: not CSV ({error}); write plain comma-separated rows") from error
 
-    missing = [(key + 1, row) for key, row in np.argwhere(np.isnan(keys).any(axis=2))]
+    number = count or max((key for key, _ in found), default=1)
+    whole = [(key, row) for key in range(1, number + 1) for row in range(size)]
+    missing = [place for place in whole if place not in found]
     if missing:
         key, row = missing[0]
         raise KeysError(
-            f"{source}, last line: {len(missing)} of {COUNT * SIZE} rows are missing, the first "
-            f"is key {key}, row {row}; give rows 0-{SIZE - 1} of keys 1-{COUNT}"
+            f"{source}, last line: {len(missing)} of {len(whole)} rows are missing, the first "
+            f"is key {key}, row {row}; give rows 0-{size - 1} of keys 1-{number}"
         )
-    return keys
+    return np.array([found[place] for place in whole]).reshape(number, size, size)
+
+
+def save_keys(path: Path, keys: ArrayLike) -> None:
+    """Write keys (n, k, k), key 1 first, as `load_keys` reads them: exactly, row by row.
+
+    Raises
+    ------
+    KeysError
+        If the keys are not finite squares of one odd size from 3 to 31.
+    OSError
+        If the file cannot be written.
+    """
+    values = np.asarray(keys, dtype=np.float64)
+    shape = values.shape
+    if values.ndim != 3 or not shape[0] or shape[1] != shape[2] or shape[1] not in SIZES:
+        raise KeysError(f"keys of shape {shape} have no file: give odd squares, {_SIZES_TEXT}")
+    if not np.isfinite(values).all():
+        raise KeysError("keys with values that are not finite have no file: give finite numbers")
+    with Path(path).open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_header(shape[1]))
+        for key, h in enumerate(values.tolist(), start=1):
+            writer.writerows([key, row, *taps] for row, taps in enumerate(h))
 
 
 def normalize(key: int, h: ArrayLike) -> NDArray[np.float64]:
@@ -215,34 +248,44 @@ _PUBLISHED_OFFSET = {7: (-0.011775, 0.982706), 8: (-0.038633, 0.920885)}
 _NEGLIGIBLE = 1e-12
 
 
+def _header(size: int) -> list[str]:
+    return ["key", "row", *(f"c{column}" for column in range(size))]
+
+
 def _read_header(source: Path, fields: list[str]) -> dict[str, int]:
-    """Where each column stands; other columns are ignored, a ninth tap is not."""
+    """Where key, row and each tap stand; other columns are ignored."""
     names = [field.strip().lower() for field in fields]
     place = f"{source}, line 1"
-    missing = [name for name in _HEADER if name not in names]
+    taps = [int(name[1:]) for name in names if re.fullmatch(r"c[0-9]{1,9}", name)]
+    size = max(taps, default=SIZE - 1) + 1  # one tap that is left out does not change the size
+    if size not in SIZES:
+        raise KeysError(
+            f"{place}: the columns go up to c{size - 1}; keys are odd squares, {_SIZES_TEXT}"
+        )
+    header = _header(size)
+    missing = [name for name in header if name not in names]
     if missing:
         raise KeysError(
             f"{place}: columns {', '.join(missing)} are missing; "
-            f"start the file with the header {','.join(_HEADER)}"
+            f"start the file with the header {','.join(header)}"
         )
-    if f"c{SIZE}" in names:
-        raise KeysError(f"{place}: the rows are longer than {SIZE}; keys are {SIZE}x{SIZE}")
-    twice = [name for name in _HEADER if names.count(name) > 1]
+    twice = [name for name in header if names.count(name) > 1]
     if twice:
         raise KeysError(f"{place}: column {twice[0]} appears twice; keep one of them")
-    return {name: names.index(name) for name in _HEADER}
+    return {name: names.index(name) for name in header}
 
 
 def _read_row(
-    place: str, fields: list[str], columns: Mapping[str, int], width: int
+    place: str, fields: list[str], columns: Mapping[str, int], width: int, last_key: int
 ) -> tuple[int, int, list[float]]:
     """Key, row and values of one line."""
     if len(fields) != width:
         raise KeysError(f"{place}: {len(fields)} fields under a header of {width}; give {width}")
-    key = _whole_number(place, "key", fields[columns["key"]], 1, COUNT)
-    row = _whole_number(place, "row", fields[columns["row"]], 0, SIZE - 1)
+    _, _, *taps = columns
+    key = _whole_number(place, "key", fields[columns["key"]], 1, last_key)
+    row = _whole_number(place, "row", fields[columns["row"]], 0, len(taps) - 1)
     values = []
-    for name in _COLUMNS:
+    for name in taps:
         field = fields[columns[name]]
         try:
             value = float(field)

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from mkf.errors import KeysError
-from mkf.keys import load_keys, master_key, normalize, normalize_keys, offset
+from mkf.keys import load_keys, master_key, normalize, normalize_keys, offset, save_keys
 
 HEADER = "key,row,c0,c1,c2,c3,c4,c5,c6"
 
 
 def lines_of(keys: np.ndarray) -> list[str]:
+    """As `save_keys` is meant to write them, written in another way."""
     rows = [
         ",".join(map(str, (key + 1, row, *values)))
         for key, h in enumerate(keys)
@@ -47,6 +48,61 @@ def test_marks_of_spreadsheets_do_no_harm(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load_keys(path), load_keys())
 
 
+@pytest.mark.parametrize(("count", "size"), [(8, 7), (8, 3), (1, 31), (23, 5)])
+def test_saved_keys_of_other_sizes_and_counts_come_back(
+    tmp_path: Path, count: int, size: int
+) -> None:
+    keys = np.random.default_rng(1).normal(size=(count, size, size)) / 3
+    path = tmp_path / "keys.csv"
+    save_keys(path, keys)
+    np.testing.assert_array_equal(load_keys(path, count=None), keys)
+    np.testing.assert_array_equal(load_keys(path, count=count), keys)
+    if count == 8:
+        np.testing.assert_array_equal(load_keys(path), keys)
+    elif count < 8:
+        with pytest.raises(KeysError, match="rows are missing, the first is key 2, row 0"):
+            load_keys(path)
+    else:
+        with pytest.raises(KeysError, match="key is '9'; give a number from 1 to 8"):
+            load_keys(path)
+
+
+def test_saved_keys_are_plain_rows(tmp_path: Path) -> None:
+    save_keys(tmp_path / "keys.csv", load_keys())
+    assert (tmp_path / "keys.csv").read_text().splitlines() == lines_of(load_keys())
+
+
+def test_any_count_still_means_without_a_gap(tmp_path: Path) -> None:
+    header, *rows = lines_of(load_keys())
+    path = write(tmp_path / "keys.csv", [header, *rows[:7], *rows[14:21]])
+    with pytest.raises(KeysError, match="7 of 21 rows are missing, the first is key 2, row 0"):
+        load_keys(path, count=None)
+    for key, last in (("0", 8), ("1000000000", 8)):
+        path = write(tmp_path / "keys.csv", [header, *rows[:6], f"{key},6,1,1,1,1,1,1,1"])
+        with pytest.raises(KeysError, match=f"key is '{key}'; give a number from 1 to {last}"):
+            load_keys(path, count=None)
+    path = write(tmp_path / "keys.csv", [header])
+    with pytest.raises(KeysError, match="7 of 7 rows are missing"):
+        load_keys(path, count=None)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (np.zeros((8, 7, 5)), r"shape \(8, 7, 5\)"),
+        (np.zeros((8, 4, 4)), "odd squares, from 3x3 to 31x31"),
+        (np.zeros((0, 7, 7)), r"shape \(0, 7, 7\)"),
+        (np.full((1, 3, 3), np.inf), "not finite"),
+    ],
+)
+def test_keys_that_no_file_could_hold_are_not_saved(
+    tmp_path: Path, keys: np.ndarray, message: str
+) -> None:
+    with pytest.raises(KeysError, match=message):
+        save_keys(tmp_path / "keys.csv", keys)
+    assert not (tmp_path / "keys.csv").exists()
+
+
 Change = Callable[[list[str]], list[str]]
 
 
@@ -56,7 +112,12 @@ Change = Callable[[list[str]], list[str]]
         (lambda lines: [], "line 1: columns key, row, c0"),
         (lambda lines: [HEADER], "56 of 56 rows are missing"),
         (lambda lines: [lines[0].replace("c3", "d3"), *lines[1:]], "line 1: columns c3"),
-        (lambda lines: [lines[0] + ",c7", *(x + ",0" for x in lines[1:])], "keys are 7x7"),
+        (
+            lambda lines: [lines[0] + ",c7", *(x + ",0" for x in lines[1:])],
+            "up to c7; keys are odd squares",
+        ),
+        (lambda lines: [lines[0] + ",c99", *(x + ",0" for x in lines[1:])], "up to c99"),
+        (lambda lines: ["key,row,c0", *lines[1:]], "up to c0; keys are odd squares"),
         (lambda lines: [lines[0] + ",c6", *(x + ",0" for x in lines[1:])], "c6 appears twice"),
         (lambda lines: lines[:-1], "last line: 1 of 56 rows are missing.*key 8, row 6"),
         (lambda lines: lines[:50], "7 of 56 rows are missing.*key 8, row 0"),
