@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from benchmarks.protocol.records import Record
+from benchmarks.protocol.records import DatasetName, Record
 from mkf.errors import MkfError
 
-RESULTS = Path(__file__).parents[1] / "results" / "protocol"
+RESULTS = Path("benchmarks/results/protocol")  # -m finds the package in the root alone
 
 
 def main(
     datasets: Annotated[
-        list[str] | None,
+        list[DatasetName] | None,
         typer.Option(help="fashion-mnist, cifar10; repeat. Default: what is at hand."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Seeds 1 to this number.", min=1)] = 3,
@@ -48,18 +49,21 @@ def main(
     (D1, D2); 8 random filters. Ctrl-C, then the same call again: it goes on where it ended.
     """
     if not table_only:
-        names = datasets or ["fashion-mnist", *(["cifar10"] if cifar10 else [])]
-        records = _run(names, seeds, epochs, images, threads, work, cifar10, compiled)
+        at_hand = [DatasetName.FASHION_MNIST, *([DatasetName.CIFAR10] if cifar10 else [])]
         out.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(record.to_json()) + "\n" for record in records)
-        (out / "runs.jsonl").write_text("".join(lines), encoding="utf-8")
-    from benchmarks.protocol.table import write_results
+        lines = ""
+        for records in _runs(
+            datasets or at_hand, seeds, epochs, images, threads, work, cifar10, compiled
+        ):
+            lines += "".join(json.dumps(record.to_json()) + "\n" for record in records)
+            (out / "runs.jsonl").write_text(lines, encoding="utf-8")
+    from benchmarks.protocol.report import write_results
 
     write_results(out, console=Console())
 
 
-def _run(
-    names: list[str],
+def _runs(
+    names: Sequence[DatasetName],
     seeds: int,
     epochs: int,
     images: int,
@@ -67,7 +71,8 @@ def _run(
     work: Path,
     cifar10: Path | None,
     compiled: bool,
-) -> list[Record]:
+) -> Iterator[list[Record]]:
+    """The arms of one dataset and seed after the other."""
     import torch
 
     from benchmarks.protocol.data import load_dataset
@@ -77,14 +82,17 @@ def _run(
         torch.set_num_threads(threads)
     data = {name: load_dataset(name, cifar10=cifar10, cache=work) for name in names}
     # Seeds outside: what an early end leaves is whole seeds of every dataset.
-    return [
-        record
-        for seed in range(1, seeds + 1)
-        for name in names
-        for record in run_seed(
-            name, data[name], seed=seed, images=images, epochs=epochs, work=work, compiled=compiled
-        )
-    ]
+    for seed in range(1, seeds + 1):
+        for name in names:
+            yield run_seed(
+                name,
+                data[name],
+                seed=seed,
+                images=images,
+                epochs=epochs,
+                work=work,
+                compiled=compiled,
+            )
 
 
 if __name__ == "__main__":
@@ -93,6 +101,3 @@ if __name__ == "__main__":
     except MkfError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("Stopped; the same call goes on from here.", file=sys.stderr)
-        sys.exit(130)

@@ -8,18 +8,17 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.protocol.records import DatasetName
 from mkf.demo import MEAN, STD
 from mkf.demo.build import load_images
 from mkf.errors import InputError
 from mkf.training.loop import Images
 
-DatasetName = Literal["fashion-mnist", "cifar10"]
 SIDE = 32  # pixels, of every image
 CLASSES = 10
 
@@ -48,7 +47,7 @@ def load_dataset(name: DatasetName, *, cifar10: Path | None, cache: Path) -> Dat
     InputError
         The images are not at hand, or the archive holds something else.
     """
-    if name == "fashion-mnist":
+    if name is DatasetName.FASHION_MNIST:
         return Dataset(load_images("train"), load_images("test"), MEAN, STD, crop_padding=1)
     if cifar10 is None:
         raise InputError("CIFAR-10 is read from its archive: give --cifar10 FILE.tar.gz")
@@ -73,9 +72,11 @@ def _load_cifar10(archive: Path, cache: Path) -> tuple[Images, Images]:
     cache.parent.mkdir(parents=True, exist_ok=True)
     np.savez(
         cache,
-        archive=digest,
-        **{f"{split}_pixels": images.pixels for split, images in splits.items()},
-        **{f"{split}_labels": images.labels for split, images in splits.items()},
+        archive=np.array(digest),
+        train_pixels=splits["train"].pixels,
+        train_labels=splits["train"].labels,
+        test_pixels=splits["test"].pixels,
+        test_labels=splits["test"].labels,
     )
     return splits["train"], splits["test"]
 

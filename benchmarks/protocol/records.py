@@ -5,12 +5,20 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 ARMS = ("learned", "A", "B", "C1", "C2", "D1", "D2", "random")
+
+
+class DatasetName(StrEnum):
+    """The datasets of the protocol."""
+
+    FASHION_MNIST = "fashion-mnist"
+    CIFAR10 = "cifar10"
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def run_seed(
         if arm != "learned":
             network = _start(recipe)
             kernels = kernels_of(arm, seed)
-            found = freeze_idealized(network, trained=learned, kernels=lambda _, k=kernels: k)
+            found = freeze_idealized(network, trained=learned, kernels=_always(kernels))
             assignments = list(found.values())
             seconds = _train(network, training, dataset.test, recipe, folder / arm, compiled)
         counts = [layer.counts() for layer in assignments]
@@ -158,6 +158,10 @@ def kernels_of(arm: str, seed: int) -> NDArray[np.float64]:
         return np.random.default_rng(seed).standard_normal((8, 7, 7))
     method, scales = FITS[arm]
     return idealized_kernels(fit_keys(load_keys(), method=method, scales=scales), size=7)
+
+
+def _always(kernels: NDArray[np.float64]) -> Callable[[int], NDArray[np.float64]]:
+    return lambda size: kernels  # noqa: ARG005  (every filter of the network is 7x7)
 
 
 def _start(recipe: Recipe) -> nn.Module:
