@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -210,19 +210,24 @@ def _measure(fit: Scales, h: NDArray[np.float64], boundary: Boundary) -> KeyFit:
 
 def _require_keys(keys: ArrayLike) -> NDArray[np.float64]:
     try:
-        learned = np.asarray(keys, dtype=np.float64)
+        # One by one, so that a key of another shape can be named.
+        learned = [np.asarray(h, dtype=np.float64) for h in cast("Iterable[ArrayLike]", keys)]
     except (TypeError, ValueError) as error:
         raise KeysError(f"the keys are not numbers ({error}); give an array (8, k, k)") from error
-    shape = learned.shape
-    if learned.ndim != 3 or shape[0] != COUNT or shape[1] != shape[2] or shape[1] not in SIZES:
-        raise KeysError(
-            f"the keys have shape {shape}; give {COUNT} squares of one odd size from {SIZES[0]} to "
-            f"{SIZES[-1]}"
-        )
+    if len(learned) != COUNT:
+        raise KeysError(f"there are {len(learned)} keys where {COUNT} are needed; give all of them")
     for key, h in enumerate(learned, start=1):
+        shape = h.shape
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] not in SIZES:
+            raise KeysError(
+                f"key {key} has shape {shape}; give a square of odd size from {SIZES[0]} to "
+                f"{SIZES[-1]}"
+            )
+        if shape != learned[0].shape:
+            raise KeysError(f"key {key} has shape {shape}, key 1 {learned[0].shape}; give one size")
         if not np.all(np.isfinite(h)):
             raise KeysError(f"key {key} holds a value that is not finite; replace it by a number")
-    return learned
+    return np.stack(learned)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -109,11 +109,9 @@ def _discrete_scale(key: int, axis: Axis, variance: float, boundary: Boundary, s
         return 0.0
     crossings = np.flatnonzero(np.sign(found[:-1]) != np.sign(found[1:]))
     if not len(crossings):
-        widths = found + variance
         raise FitError(
             f"key {key}, method B: its variance along {axis} is {variance:.4g} square pixels and "
-            f"its model reaches only {widths.min():.4g} to {widths.max():.4g}; "
-            "use method A, C or D for these keys"
+            f"its model {_reach(found + variance, size)}; use method A, C or D for these keys"
         )
     low, high = sigma[crossings[0]], sigma[crossings[0] + 1]
     for _ in range(_ZOOMS):
@@ -122,6 +120,14 @@ def _discrete_scale(key: int, axis: Axis, variance: float, boundary: Boundary, s
         step = int(np.argmax(signs != signs[0])) or _NODES - 1
         low, high = nodes[step - 1], nodes[step]
     return float((low + high) / 2)
+
+
+def _reach(variances: NDArray[np.float64], size: int) -> str:
+    """What variances a model has over all scales, in words."""
+    least, greatest = variances.min(), variances.max()
+    if greatest - least <= _ROUNDING:  # two taps of equal weight: a difference on 3x3
+        return f"on {size}x{size} has {least:.4g} at every scale"
+    return f"reaches only {least:.4g} to {greatest:.4g}"
 
 
 def _model_variance(

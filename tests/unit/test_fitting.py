@@ -291,9 +291,9 @@ def test_keys_off_their_window_are_refused() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (KEYS[:7], r"shape \(7, 7, 7\)"),
-        (KEYS[:, :6], r"shape \(8, 6, 7\)"),
-        (KEYS[:, :6, :6], r"shape \(8, 6, 6\)"),
+        (KEYS[:7], "7 keys where 8 are needed"),
+        (KEYS[:, :6], r"key 1 has shape \(6, 7\)"),
+        (KEYS[:, :6, :6], r"key 1 has shape \(6, 6\)"),
         ([["a"]], "not numbers"),
         (replaced(3, np.nan), "key 3 holds a value that is not finite"),
         (replaced(6, 0.5), "key 6 is constant"),
