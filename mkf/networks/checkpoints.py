@@ -34,7 +34,7 @@ def checkpoint_network(path: Path, *, architecture: str | None) -> LoadedNetwork
         The weights do not fit the architecture, or no known architecture.
     """
     timm = import_timm()
-    weights = _read_weights(path)
+    weights = read_weights(path)
     candidates = [architecture] if architecture else [*timm.list_models("convnext*"), DEMO]
     found = _matching(timm, weights, candidates)
     if found is None:
@@ -65,7 +65,14 @@ def checkpoint_network(path: Path, *, architecture: str | None) -> LoadedNetwork
     )
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors or torch file, under the names they have there.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, holds no weights, or weights that are not finite.
+    """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
