@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mkf.errors import ExportError, GraphError, one_line
+from mkf.errors import ExportError, GraphError, MissingExtraError, one_line
 from mkf.fitting import fit_keys, idealized_kernels
 from mkf.keys import load_keys
 from mkf.networks import onnx_graph, tensor_storage
@@ -20,6 +21,7 @@ from mkf.repository import (
     BASELINE,
     IDEALIZED,
     LARGEST_BATCH,
+    Figure,
     Idealization,
     Model,
     write_models,
@@ -90,6 +92,7 @@ def export(
         _require_same_filters(retrained.model, substituted)
         idealized, idealized_reference = retrained.model, retrained.reference
 
+    figures = _figures(idealization, source.model, idealized)
     models, differences = [], []
     for name, model, reference, detail in (
         (BASELINE, source.model, source.reference, None),
@@ -105,6 +108,7 @@ def export(
                 preprocessing=source.preprocessing,
                 provenance=source.provenance,
                 idealization=detail,
+                figures=figures if detail else (),
             )
         )
     _require_same_graph(models[0].graph, models[1].graph)
@@ -144,6 +148,18 @@ def _idealize(
         trained=trained,
     )
     return record, idealized.kept
+
+
+def _figures(
+    record: Idealization, baseline: onnx.ModelProto, idealized: onnx.ModelProto
+) -> list[Figure]:
+    """The figures of the keys and the filters; none without matplotlib, which a line tells."""
+    try:
+        from mkf.report.exported import export_figures
+    except MissingExtraError as error:
+        logging.getLogger(__name__).warning("mkf: exported without figures: %s", error)
+        return []
+    return export_figures(record, _depthwise_filters(baseline), _depthwise_filters(idealized))
 
 
 def _layer_record(layer: onnx_graph.IdealizedLayer) -> dict[str, Any]:

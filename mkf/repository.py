@@ -61,6 +61,19 @@ class Idealization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture of the keys or the filters, and what a page says of it."""
+
+    name: str  # lower-case letters, digits, hyphens; of its file 1/figures/<name>.svg
+    section: str  # the heading that it stands under
+    title: str
+    caption: str
+    alt: str  # for those who do not see it
+    width: int  # at its natural size, CSS pixels
+    svg: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One model to write."""
 
@@ -69,6 +82,7 @@ class Model:
     preprocessing: Preprocessing
     provenance: Provenance
     idealization: Idealization | None = None  # None for the baseline
+    figures: Sequence[Figure] = ()
 
 
 def write_models(repository: Path, models: Sequence[Model], *, threads: int = 0) -> None:
@@ -116,6 +130,9 @@ def _write_files(
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.onnx").write_bytes(graph)
     _write_json(folder / "1" / "manifest.json", manifest)
+    for figure in model.figures:
+        (folder / "1" / "figures").mkdir(exist_ok=True)
+        (folder / "1" / "figures" / _figure_file(figure)).write_bytes(figure.svg)
     _write_json(folder / "preprocessing.json", asdict(model.preprocessing))
     labels = "".join(f"{label}\n" for label in model.provenance.labels)
     (folder / "labels.txt").write_text(labels, encoding="utf-8")
@@ -143,7 +160,17 @@ def _manifest(model: Model, graph_sha256: str, baseline_sha256: str) -> dict[str
         "kernels": None,
         "learned_keys": None,
         "layers": None,
+        "figures": [_figure_record(figure) for figure in model.figures],
     } | ({} if model.idealization is None else asdict(model.idealization))
+
+
+def _figure_file(figure: Figure) -> str:
+    return f"{figure.name}.svg"
+
+
+def _figure_record(figure: Figure) -> dict[str, Any]:
+    fields = {"file": _figure_file(figure)} | asdict(figure)
+    return {name: value for name, value in fields.items() if name not in ("name", "svg")}
 
 
 def _config(model: Model, threads: int) -> str:

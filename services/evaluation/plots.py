@@ -1,12 +1,9 @@
-"""The geometry of the report's drawings; the template draws them."""
+"""The geometry of the report's plots of accuracy; the template draws them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 WIDTH = 340  # of a plot, in units of its view box
 MARGIN = 24  # left and right of the axis, so that the outer tick labels fit
@@ -103,31 +100,3 @@ def _ticks(low: float, high: float, bounds: tuple[float, float]) -> list[float]:
     first -= low <= first * step and first * step > bounds[0]
     last += high >= last * step and last * step < bounds[1]
     return [round(number * step, 10) for number in range(first, last + 1)]
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """A kernel as squares, on a scale of its own that is symmetric about zero."""
-
-    size: int  # squares an edge
-    largest: float  # absolute value with full color
-    squares: list[tuple[int, int, str, float, float]]  # x, y, sign, share of full color, value
-
-
-def heat_map(kernel: NDArray[np.float64]) -> HeatMap:
-    """The drawing of a kernel (k, k), row 0 on top."""
-    largest = float(np.abs(kernel).max())
-    return HeatMap(
-        size=len(kernel),
-        largest=largest,
-        squares=[
-            (
-                x,
-                y,
-                "positive" if value >= 0 else "negative",
-                round(abs(value) / largest, 3) if largest else 0.0,
-                value,
-            )
-            for (y, x), value in np.ndenumerate(kernel)
-        ],
-    )

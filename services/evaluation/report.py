@@ -1,45 +1,19 @@
-"""report.html: the comparison on one page, from results.json and the models' manifests alone."""
+"""report.html: the comparison on one page, from results.json and the model repository alone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 import jinja2
-import numpy as np
 
 from services.evaluation import wording
-from services.evaluation.plots import HeatMap, Plot, heat_map, interval_plot
+from services.evaluation.plots import Plot, interval_plot
 from services.evaluation.records import ROLES
 from services.evaluation.results import Results
-from services.inference.repository import Manifest, ServedModel
-
-OPERATORS = {  # section 4 of Lindeberg, Babaiee & Kiasari 2026; x to the right, y up
-    1: "forward difference in y",
-    2: "backward difference in x",
-    3: "backward difference in y",
-    4: "forward difference in x",
-    5: "central difference in x",
-    6: "central difference in y",
-    7: "impulse minus \N{GREEK SMALL LETTER GAMMA} times the Laplacian of the Gaussian",
-    8: "Gaussian smoothing",
-}
-
-
-@dataclass(frozen=True)
-class KeyPicture:
-    """One key of the gallery."""
-
-    key: int
-    operator: str
-    learned: HeatMap
-    idealized: HeatMap
-    match: float  # absolute correlation of the two kernels, 0 to 1
-    sigma_x: float
-    sigma_y: float
-    gamma: float | None
-    filters: int  # of the model that took this key
+from services.inference.repository import Figure, ServedModel
 
 
 def render_report(results: Results, *, models: tuple[ServedModel, ServedModel]) -> str:
@@ -57,7 +31,8 @@ def render_report(results: Results, *, models: tuple[ServedModel, ServedModel]) 
         results=results,
         roles=[(role, getattr(results.models, role)) for role in ROLES],
         plots=_plots(results),
-        gallery=_gallery(manifest),
+        sections=_sections(models[1].figures),
+        data_url=_data_url,
         fit=manifest.fit,
         layers=manifest.layers or [],
         wording=wording,
@@ -98,30 +73,14 @@ def _plots(results: Results) -> list[Plot]:
     return plots
 
 
-def _gallery(manifest: Manifest) -> list[KeyPicture]:
-    """The keys beside their models; empty where the manifest has none."""
-    if manifest.kernels is None or manifest.learned_keys is None or manifest.fit is None:
-        return []
-    scales = {fitted.key: fitted for fitted in manifest.fit.keys}
-    pictures = []
-    for key, (learned, idealized) in enumerate(
-        zip(manifest.learned_keys, manifest.kernels, strict=True), start=1
-    ):
-        learned_kernel, kernel = np.array(learned), np.array(idealized)
-        match = float(np.corrcoef(learned_kernel.ravel(), kernel.ravel())[0, 1])
-        # A filter is its model up to a factor, which may be negative.
-        learned_kernel = learned_kernel if match >= 0 else -learned_kernel
-        pictures.append(
-            KeyPicture(
-                key=key,
-                operator=OPERATORS.get(key, "another operator"),
-                learned=heat_map(learned_kernel),
-                idealized=heat_map(kernel),
-                match=abs(match),
-                sigma_x=scales[key].sigma_x,
-                sigma_y=scales[key].sigma_y,
-                gamma=scales[key].gamma,
-                filters=sum(layer.keys.get(str(key), 0) for layer in manifest.layers or []),
-            )
-        )
-    return pictures
+def _sections(figures: tuple[Figure, ...]) -> list[tuple[str, list[Figure]]]:
+    """The model's figures under their headings, in the order of the manifest."""
+    return [
+        (heading, list(members))
+        for heading, members in groupby(figures, key=lambda figure: figure.info.section)
+    ]
+
+
+def _data_url(figure: Figure) -> str:
+    """An image element runs no script and loads nothing, whoever drew the figure."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode('ascii')}"

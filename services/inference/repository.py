@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from google.protobuf import text_format
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,6 +17,9 @@ INPUT_NAME = "images"
 OUTPUT_NAME = "logits"
 BASELINE = "convnext_baseline"
 IDEALIZED = "convnext_idealized"
+FIGURES_BYTES = 4 * 1024 * 1024  # of all figures of a model together
+
+Words = Annotated[str, Field(max_length=10_000)]
 
 
 class Preprocessing(BaseModel):
@@ -66,6 +69,19 @@ class Fit(BaseModel):
     keys: list[KeyScales]
 
 
+class FigureInfo(BaseModel):
+    """A picture in 1/figures, and what a page says of it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    file: str = Field(pattern=r"\A[a-z0-9][a-z0-9-]{0,63}\.svg\z")
+    section: Words  # the heading that it stands under
+    title: Words
+    caption: Words
+    alt: Words  # for those who do not see it
+    width: int = Field(ge=1, le=4096)  # at its natural size, CSS pixels
+
+
 class Manifest(BaseModel):
     """Where a model comes from (1/manifest.json); fields that are not named here are ignored."""
 
@@ -88,6 +104,15 @@ class Manifest(BaseModel):
     kernels: list[list[list[float]]] | None  # the 8 idealized kernels
     learned_keys: list[list[list[float]]] | None  # the 8 keys they were fitted to
     layers: list[LayerKept] | None
+    figures: tuple[FigureInfo, ...] = Field(default=(), max_length=64)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the model's keys or filters, drawn when it was exported."""
+
+    info: FigureInfo
+    svg: bytes  # of unknown hands: for an image element, never for the page itself
 
 
 @dataclass(frozen=True)
@@ -100,6 +125,7 @@ class ServedModel:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     manifest: Manifest
+    figures: tuple[Figure, ...] = ()
 
 
 def load_models(repository: Path) -> dict[str, ServedModel]:
@@ -152,6 +178,7 @@ def _load_model(folder: Path) -> ServedModel:
         manifest = Manifest.model_validate_json((folder / "1" / "manifest.json").read_bytes())
         with graph.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        figures = _read_figures(folder / "1" / "figures", manifest)
     except (OSError, UnicodeDecodeError, ValidationError, text_format.ParseError) as error:
         raise RepositoryError(f"{folder}: {one_line(error)}; export the model again") from error
     if digest != manifest.graph_sha256:
@@ -175,4 +202,22 @@ def _load_model(folder: Path) -> ServedModel:
             f"{folder}: images of {preprocessing.input_size} pixels do not go with the inputs "
             f"{inputs}; export the model again"
         )
-    return ServedModel(folder.name, graph, config, labels, preprocessing, manifest)
+    return ServedModel(folder.name, graph, config, labels, preprocessing, manifest, figures)
+
+
+def _read_figures(folder: Path, manifest: Manifest) -> tuple[Figure, ...]:
+    """Read at once, so that a report shows the figures of the graph that it is about."""
+    figures, left, version = [], FIGURES_BYTES, folder.parent.resolve()
+    for info in manifest.figures:
+        path = folder / info.file
+        if not path.resolve().is_relative_to(version):
+            raise RepositoryError(f"{path} lies elsewhere; export the model again")
+        with path.open("rb") as file:
+            svg = file.read(left + 1)
+        left -= len(svg)
+        if left < 0:
+            raise RepositoryError(
+                f"{folder} holds more than {FIGURES_BYTES >> 20} MiB; export the model again"
+            )
+        figures.append(Figure(info, svg))
+    return tuple(figures)

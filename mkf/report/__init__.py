@@ -1,0 +1,1 @@
+"""Figures of the keys, the fits and the filters, and the page that shows them."""

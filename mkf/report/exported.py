@@ -1,0 +1,50 @@
+"""The figures of an export, which go into the model repository beside the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mkf.fitting import Scales, idealized_kernels
+from mkf.report.figures import science_figures
+from mkf.report.study import Study, layer_filters
+from mkf.repository import Figure, Idealization
+
+Floats = NDArray[np.float64]
+
+
+def export_figures(
+    record: Idealization, learned: Sequence[Floats], idealized: Sequence[Floats]
+) -> list[Figure]:
+    """Draw what an idealization did.
+
+    Parameters
+    ----------
+    record
+        What the manifest says of it.
+    learned, idealized
+        The filters (n, 1, k, k) of each of its layers, before and after.
+    """
+    fits = [Scales(**fit) for fit in record.fit["keys"]]
+    boundary = record.fit["boundary"]
+    layers = [
+        layer_filters(
+            layer["name"],
+            before[:, 0],
+            after[:, 0],
+            kernels=idealized_kernels(fits, boundary=boundary, size=before.shape[-1]),
+            counts={int(key): count for key, count in layer["keys"].items()},
+        )
+        for layer, before, after in zip(record.layers, learned, idealized, strict=True)
+    ]
+    study = Study(
+        method=record.fit["method"],
+        scales=record.fit["scales"],
+        boundary=boundary,
+        learned_keys=np.array(record.learned_keys),
+        fits=fits,
+        layers=layers,
+    )
+    return science_figures(study)

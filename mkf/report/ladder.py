@@ -1,0 +1,177 @@
+"""The ladder: accuracy over the free numbers of a filter, from what `mkf ladder` wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mkf.errors import InputError, one_line
+from mkf.report.drawing import INK, LINE, SERIES, SOFT, WIDTH, add_axes, draw_svg
+from mkf.report.numbers import letter, percent
+from mkf.repository import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+Share = Annotated[float, Field(ge=0, le=1)]
+SECTION = "The ladder: accuracy over free numbers a filter"
+_SCALES = {
+    "fixed": ("the keys' scales", "o"),
+    "per-layer": ("scales of each layer", "s"),
+    "per-filter": ("scales of each filter", "^"),
+}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Calibration(_Part):
+    """Images on which rungs were refitted."""
+
+    dataset: str
+    images: int
+
+
+class Baseline(_Part):
+    """The network as it was learned."""
+
+    top1: Share
+    top1_interval: tuple[Share, Share]
+
+
+class Rung(_Part):
+    """One way to idealize the network, and what it costs."""
+
+    name: str
+    terms: int
+    scales: Literal["fixed", "per-layer", "per-filter"]
+    calibrated: bool
+    numbers_per_filter: Annotated[float, Field(gt=0)]
+    kept: Share  # of the filters' variance
+    top1: Share
+    top1_interval: tuple[Share, Share]
+    difference_pp: float  # from the baseline, paired, in percentage points
+    difference_interval_pp: tuple[float, float]
+    share_of_baseline: Annotated[float, Field(ge=0)]
+
+    @property
+    def label(self) -> str:
+        """Its name, which tells calibrated rungs from others."""
+        told = not self.calibrated or "calibrat" in self.name
+        return self.name if told else f"{self.name}, calibrated"
+
+
+class Ladder(_Part):
+    """All rungs of one network on one dataset."""
+
+    schema_version: Literal[1]
+    source: str
+    dataset: str
+    images: int
+    limited: bool
+    calibration: Calibration | None
+    filters: int
+    baseline: Baseline
+    rungs: Annotated[list[Rung], Field(min_length=1)]
+
+    def enough(self, share: float) -> Rung | None:
+        """The rung of fewest free numbers that keeps this share of the baseline's top-1."""
+        enough = [rung for rung in self.rungs if rung.share_of_baseline >= share]
+        return min(enough, key=lambda rung: rung.numbers_per_filter, default=None)
+
+
+def read_ladder(path: Path) -> Ladder:
+    """What `mkf ladder` wrote.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or is none of `mkf ladder`'s.
+    """
+    try:
+        return Ladder.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise InputError(
+            f"{path}: {one_line(error)}; give a file that `mkf ladder` wrote"
+        ) from error
+
+
+def ladder_figure(ladder: Ladder) -> Figure:
+    """Top-1 of every rung with its interval; the baseline is a line with its band."""
+    baseline = ladder.baseline
+    numbers = np.array([rung.numbers_per_filter for rung in ladder.rungs])
+
+    def draw(canvas: Canvas) -> None:
+        axes = add_axes(canvas, 42, 8, WIDTH - 54, 250)
+        low, high = (100 * end for end in baseline.top1_interval)
+        axes.axhspan(low, high, color="#e2e2dd", linewidth=0)
+        line = axes.axhline(100 * baseline.top1, color=INK, linewidth=1.2, label="learned filters")
+        handles = [line]
+        for (scales, (label, marker)), (color, _) in zip(_SCALES.items(), SERIES, strict=False):
+            for calibrated in (False, True):
+                rungs = sorted(
+                    (r for r in ladder.rungs if (r.scales, r.calibrated) == (scales, calibrated)),
+                    key=lambda rung: rung.numbers_per_filter,
+                )
+                if not rungs:
+                    continue
+                top1 = np.array([rung.top1 for rung in rungs])
+                ends = np.array([rung.top1_interval for rung in rungs]).T
+                drawn = axes.errorbar(
+                    [rung.numbers_per_filter for rung in rungs],
+                    100 * top1,
+                    yerr=100 * np.abs(ends - top1),
+                    color=color,
+                    marker=marker,
+                    markerfacecolor=color if calibrated else "white",
+                    linestyle="-" if calibrated else ":",
+                    capsize=2,
+                    elinewidth=1,
+                    label=label + (", calibrated" if calibrated else ""),
+                )
+                handles.append(drawn)  # type: ignore[arg-type]
+        for place, rung in enumerate(ladder.rungs):
+            axes.annotate(
+                letter(place),
+                (rung.numbers_per_filter, 100 * rung.top1),
+                xytext=(4, -11),
+                textcoords="offset points",
+                color=SOFT,
+            )
+        if numbers.max() > 8 * numbers.min():
+            axes.set_xscale("log")
+            ticks = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
+            inside = [n for n in ticks if 0.8 * numbers.min() <= n <= 1.25 * numbers.max()]
+            axes.set_xticks(inside, [str(n) for n in inside])
+            axes.set_xticks([], minor=True)
+            axes.set_xlim(0.8 * numbers.min(), 1.3 * numbers.max())
+        else:
+            axes.set_xlim(0, 1.12 * numbers.max())
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 0), top=min(axes.get_ylim()[1], 100.5))
+        axes.grid()
+        axes.set_axisbelow(True)
+        axes.set_xlabel("free numbers a filter")
+        axes.set_ylabel("top-1 accuracy, percent", labelpad=2)
+        axes.spines[["left", "bottom"]].set_color(LINE)
+        canvas.legend(handles=handles, loc="lower left", frameon=False, borderaxespad=0.4)
+
+    series = len({(rung.scales, rung.calibrated) for rung in ladder.rungs})
+    best = max(ladder.rungs, key=lambda rung: rung.top1)
+    return Figure(
+        name="ladder",
+        section=SECTION,
+        title="Top-1 of every rung",
+        caption="Bars are intervals of 95 %; the gray band is the learned network's. Full markers "
+        "on solid lines: refitted on images without labels. Hollow markers on dotted lines: the "
+        "filters replaced and nothing else. Letters are the table's.",
+        alt=f"Top-1 accuracy of {len(ladder.rungs)} rungs over the free numbers of a filter, from "
+        f"{numbers.min():.3g} to {numbers.max():.3g}; the best is {best.label} with "
+        f"{percent(best.top1, 1)}, the learned network has {percent(baseline.top1, 1)}.",
+        width=WIDTH,
+        svg=draw_svg(310 + 18 * (series + 1), draw),
+    )
