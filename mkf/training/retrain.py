@@ -158,10 +158,9 @@ class _Run:
         self.network.load_state_dict(state["network"])
         if self.average:
             self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])  # its learning rates too
         self.epoch = self.saved = state["epoch"]
         self.rows = state["rows"]
-        self.schedule.step_update(self.epoch * self.updates)
 
     def _save(self) -> None:
         self.folder.save(

@@ -108,13 +108,11 @@ def build(
         )
     network.load_state_dict(own | fitting)
     classifier = _classifier(network, origin.architecture)
-    kept = not origin.weights or all(
-        f"{classifier}.{name}" in fitting for name in network.get_submodule(classifier).state_dict()
-    )
-    if not kept:
-        fresh = network.get_submodule(classifier)
-        nn.init.trunc_normal_(fresh.get_parameter("weight"), std=HEAD_STD)
-        nn.init.zeros_(fresh.get_parameter("bias"))
+    last = network.get_submodule(classifier)
+    kept = all(f"{classifier}.{name}" in fitting for name in last.state_dict())
+    if origin.weights and not kept:
+        nn.init.trunc_normal_(last.get_parameter("weight"), std=HEAD_STD)
+        nn.init.zeros_(last.get_parameter("bias"))
     return network.float().train(), kept
 
 
@@ -145,6 +143,8 @@ def _from_file(path: Path, architecture: str | None) -> Origin:
 
     weights = _dense(clean_state_dict(read_weights(path)))
     published = any(".dwconv." in name for name in weights)  # the names of the papers' own code
+    if not any(value.ndim == 4 and value.shape[1] == 1 for value in weights.values()):
+        raise SourceError(f"{path} holds no depthwise filters; name the weights of another network")
     second = any(".grn." in name for name in weights)
     likely = sorted(timm.list_models("convnext*"), key=lambda name: ("v2" in name) != second)
     for name in [architecture] if architecture else [DEMO, *likely]:

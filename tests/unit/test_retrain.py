@@ -43,8 +43,12 @@ from mkf.training.plan import Plan  # noqa: E402
 from mkf.training.start import build, find_origin  # noqa: E402
 from mkf.training.state import RunFolder  # noqa: E402
 
-# timm leaves it to the garbage collector to close the image files.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = [
+    # timm leaves it to the garbage collector to close the image files.
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    # From Python 3.12 on; torch's loaders fork.
+    pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning"),
+]
 
 RECIPE = replace(
     PRESETS["small"],
@@ -162,6 +166,18 @@ def test_layers_learn_at_decaying_rates() -> None:
             name = f"stages.{stage}.blocks.{block}.conv_dw.weight"
             assert scales[name] == pytest.approx(0.9 ** (19 - layer)), name
     assert scales["head.fc.weight"] == 1
+
+
+@pytest.mark.parametrize("layer_decay", [0.9, 1.0])
+def test_scales_are_spared_weight_decay(layer_decay: float) -> None:
+    network = create_network()
+    fits = fit_keys(load_keys(), method="B")
+    place_filters(network, "learned-scales", trained=create_network(), fits=fits)
+    optimizer = make_optimizer(network, replace(PUBLISHED, layer_decay=layer_decay), 1e-3)
+    for group in optimizer.param_groups:
+        assert all((p.ndim > 1) is (group["weight_decay"] > 0) for p in group["params"])
+    counted = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert counted == len(list(network.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -502,6 +518,18 @@ def test_a_checkpoint_without_a_head_gets_one_from_the_seed(
     assert not torch.equal(weight, other["head.fc.weight"])
 
 
+def test_timms_own_name_of_a_masked_autoencoder_gets_a_head() -> None:
+    origin = find_origin("timm:convnextv2_atto.fcmae", random_weights=True)
+    network, kept = build(origin, classes=5, drop_path=0.1)
+    assert not kept
+    assert network(torch.rand(1, 3, 32, 32)).shape == (1, 5)
+    headless = replace(origin, weights=build(origin)[0].state_dict())
+    assert "head.fc.weight" not in headless.weights
+    network, kept = build(headless, classes=5)
+    assert not kept
+    assert float(network.state_dict()["head.fc.weight"].std()) == pytest.approx(2e-5, rel=0.2)
+
+
 def test_a_classifier_is_kept_where_it_fits(tmp_path: Path, atto: Any) -> None:
     save_file(atto.state_dict(), tmp_path / "atto.safetensors")
     origin = find_origin(f"checkpoint:{tmp_path / 'atto.safetensors'}")
@@ -526,10 +554,11 @@ def test_the_demo_is_a_start_with_any_classes() -> None:
     )
 
 
-def test_weights_of_no_known_network_are_refused(tmp_path: Path, atto: Any) -> None:
-    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "other.pt")
-    with pytest.raises(SourceError, match="--architecture NAME"):
-        find_origin(f"checkpoint:{tmp_path / 'other.pt'}")
+def test_weights_of_no_known_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"other.weight": torch.zeros(3)}, tmp_path / "none.pt")
+    with pytest.raises(SourceError, match=r"none.pt holds no depthwise filters"):
+        find_origin(f"checkpoint:{tmp_path / 'none.pt'}")
+    torch.save({"other.weight": torch.zeros(3, 1, 7, 7)}, tmp_path / "other.pt")
     with pytest.raises(SourceError, match="do not have the names and shapes of convnextv2_atto's"):
         find_origin(f"checkpoint:{tmp_path / 'other.pt'}", architecture="convnextv2_atto")
     with pytest.raises(InputError, match="is not there"):
@@ -548,6 +577,7 @@ def test_another_network_starts_from_random_weights(tmp_path: Path, images: Path
     )
     summary = train(chosen, tmp_path)
     assert summary["architecture"] == "mobilenetv3_small_050"
+    assert summary["classifier"] == "drawn from the seed"
     assert summary["licenses"] == {"start_from": "none: random weights", "assigned_by": None}
 
 
