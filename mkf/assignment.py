@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -51,9 +52,14 @@ class Assignment:
     kernels: Floats
 
     @property
+    def kept_variation(self) -> Floats:
+        """What of `variation` each filter's key keeps, (n,)."""
+        return np.asarray(self.a**2)
+
+    @property
     def kept(self) -> Floats:
         """Share of each filter's variance that its key keeps, (n,) in 0..1; 1 if it is constant."""
-        return _share(self.a**2, self.variation)
+        return share(self.kept_variation, self.variation)
 
     @property
     def total_kept(self) -> float:
@@ -67,10 +73,7 @@ class Assignment:
 
     def kept_by_key(self) -> dict[int, float | None]:
         """Share of the variance kept among the filters of each key; None for a key nobody got."""
-        return {
-            key: self.of_key(key).total_kept if count else None
-            for key, count in self.counts().items()
-        }
+        return kept_by_key(self)
 
     def of_key(self, key: int) -> Assignment:
         """The same for the filters of one key alone."""
@@ -158,19 +161,64 @@ def assign(filters: ArrayLike, kernels: ArrayLike) -> Assignment:
     )
 
 
-def total_kept(assignments: Iterable[Assignment]) -> float:
-    """Share of the variance of all filters together that their keys keep, 0..1.
+class Idealized(Protocol):
+    """n filters that became others, by one key each or by several."""
 
-    It is sum a^2 / sum ||y - mean y||^2, each filter weighing what it weighs in its layer: in a
-    mean of `Assignment.kept`, those that are almost zero would count like those that do the work.
-    Where nothing varies, all is kept.
+    @property
+    def variation(self) -> Floats:
+        """||y - mean y||^2 of each learned filter, (n,)."""
+        ...
+
+    @property
+    def kept_variation(self) -> Floats:
+        """What of it was kept, (n,)."""
+        ...
+
+    @property
+    def total_kept(self) -> float:
+        """Share of the variance of all filters together that was kept, 0..1."""
+        ...
+
+    def counts(self) -> dict[int, int]:
+        """How many filters have each key."""
+        ...
+
+    def kept_by_key(self) -> dict[int, float | None]:
+        """Share of the variance kept among the filters of each key; None for a key nobody has."""
+        ...
+
+    def of_key(self, key: int) -> Self:
+        """The same for the filters that have one key."""
+        ...
+
+    def idealized(self) -> Floats:
+        """The new filters, (n, k, k) float64."""
+        ...
+
+
+def total_kept(parts: Iterable[Idealized]) -> float:
+    """Share of the variance of all filters together that was kept, 0..1.
+
+    It is the sum of what was kept over the sum of ||y - mean y||^2, each filter weighing what it
+    weighs in its layer: in a mean of shares, filters that are almost zero would count like those
+    that do the work. Where nothing varies, all is kept.
     """
-    sums = [(np.sum(one.a**2), np.sum(one.variation)) for one in assignments]
-    return float(_share(sum(kept for kept, _ in sums), sum(whole for _, whole in sums)))
+    sums = [(np.sum(one.kept_variation), np.sum(one.variation)) for one in parts]
+    return float(share(sum(kept for kept, _ in sums), sum(whole for _, whole in sums)))
 
 
-def _share(kept: ArrayLike, whole: ArrayLike) -> Floats:
-    """Kept / whole, at most 1 (rounding goes past it), and 1 where there was nothing to lose."""
+def kept_by_key(*parts: Idealized) -> dict[int, float | None]:
+    """`total_kept` of the filters of each key in all parts; None for a key that none has."""
+    return {
+        key: total_kept(part.of_key(key) for part in parts)
+        if any(part.counts()[key] for part in parts)
+        else None
+        for key in parts[0].counts()
+    }
+
+
+def share(kept: ArrayLike, whole: ArrayLike) -> Floats:
+    """Kept / whole within 0..1 (rounding goes past it), and 1 where there was nothing to lose."""
     kept, whole = np.asarray(kept), np.asarray(whole)
-    share = np.divide(kept, whole, out=np.ones(whole.shape), where=whole > 0)
-    return np.asarray(np.minimum(share, 1.0))
+    shares = np.divide(kept, whole, out=np.ones(whole.shape), where=whole > 0)
+    return np.asarray(np.clip(shares, 0.0, 1.0))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from mkf.errors import ExportError, GraphError, MissingExtraError, one_line
-from mkf.fitting import fit_keys, idealized_kernels
+from mkf.idealization import Choice, fit, idealizer, kernels_by_size
 from mkf.keys import load_keys
 from mkf.networks import onnx_graph, tensor_storage
 from mkf.networks.serving_graph import NetworkGraph, network_graph, serving_graph
@@ -33,16 +33,6 @@ CHECKED_BATCHES = (1, 2, LARGEST_BATCH)
 TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitChoice:
-    """Which idealized kernels are put in."""
-
-    method: Literal["A", "B", "C", "D"] = "B"
-    scales: Literal["separate", "isotropic", "shared"] = "separate"
-    boundary: Literal["symmetric", "exact"] = "symmetric"
-    keys: Path | None = None  # a CSV of learned keys instead of the published ones
-
-
 @dataclass(frozen=True)
 class Exported:
     """A model that was written, and how far it is from its source."""
@@ -57,7 +47,7 @@ def export(
     source: Source,
     repository: Path,
     *,
-    choice: FitChoice,
+    choice: Choice,
     retrained: Source | None = None,
     threads: int = 0,
 ) -> list[Exported]:
@@ -125,24 +115,20 @@ def export(
 
 
 def _idealize(
-    model: onnx.ModelProto, choice: FitChoice, *, trained: bool
+    model: onnx.ModelProto, choice: Choice, *, trained: bool
 ) -> tuple[Idealization, float]:
     """Put the fitted kernels into the depthwise layers, in place; the share of variance kept."""
     keys = load_keys(choice.keys)
-    fits = fit_keys(keys, method=choice.method, scales=choice.scales, boundary=choice.boundary)
-
-    def kernels(size: int) -> NDArray[np.float64]:
-        return idealized_kernels(fits, boundary=choice.boundary, size=size)
-
-    idealized = onnx_graph.idealize(model, kernels)
+    fits = fit(choice)
+    idealized = onnx_graph.idealize(model, idealizer(choice))
     scales = [
-        {"key": fit.key, "sigma_x": fit.sigma_x, "sigma_y": fit.sigma_y, "gamma": fit.gamma}
-        for fit in fits
+        {"key": one.key, "sigma_x": one.sigma_x, "sigma_y": one.sigma_y, "gamma": one.gamma}
+        for one in fits
     ]
     settings = {name: value for name, value in asdict(choice).items() if name != "keys"}
     record = Idealization(
         fit=settings | {"keys": scales},
-        kernels=kernels(keys.shape[1]).tolist(),
+        kernels=kernels_by_size(fits, choice.boundary)(keys.shape[1]).tolist(),
         learned_keys=keys.tolist(),
         layers=[_layer_record(layer) for layer in idealized.layers],
         trained=trained,

@@ -28,7 +28,7 @@ Boundary = Literal["symmetric", "exact"]
 SIZES = range(3, 32, 2)
 
 DIFFERENCE: Mapping[Operator, Callable[..., NDArray[np.float64]]] = {
-    Operator.SMOOTH: lambda f, axis=-1: f,
+    Operator.SMOOTH: lambda f, **_: f,
     Operator.FORWARD: forward_difference,
     Operator.BACKWARD: backward_difference,
     Operator.CENTRAL: central_difference,

@@ -103,9 +103,7 @@ class TermModels:
         value = np.array(differenced) @ unfold
         return cls(size, value, value @ diffusion)
 
-    def factors(
-        self, operator: NDArray[np.int64], position: Floats
-    ) -> tuple[Floats, Floats]:
+    def factors(self, operator: NDArray[np.int64], position: Floats) -> tuple[Floats, Floats]:
         """One axis of the models at positions (n,): values and derivatives in q, (n, k) each."""
         q = position
         taps = gaussian(np.arange(self.value.shape[-1]), to_sigma(q)[:, None])  # (n, taps)

@@ -14,12 +14,13 @@ from rich.table import Table
 from mkf.commands.options import (
     Boundary,
     BoundaryOption,
+    FreeScales,
+    FreeScalesOption,
     JsonOption,
     KeysOption,
     Method,
     MethodOption,
-    Scales,
-    ScalesOption,
+    TermsOption,
 )
 
 DEFAULT_REPOSITORY = Path("model_repository")
@@ -53,7 +54,8 @@ def export(
         Path, typer.Option(help="The model repository's folder; made if it is not there.")
     ] = DEFAULT_REPOSITORY,
     method: MethodOption = Method.B,
-    scales: ScalesOption = Scales.SEPARATE,
+    scales: FreeScalesOption = FreeScales.SEPARATE,
+    terms: TermsOption = 1,
     boundary: BoundaryOption = Boundary.SYMMETRIC,
     keys: KeysOption = None,
     retrained: Annotated[
@@ -107,8 +109,8 @@ def export(
     Both are ONNX graphs of opset 20 that take uint8 images of any batch size, in the layout of an
     NVIDIA Triton model repository; each is checked against its source at batch 1, 2 and 32.
     """
-    from mkf.export import FitChoice
     from mkf.export import export as export_models
+    from mkf.idealization import Choice
     from mkf.networks.sources import DEMO_SIBLING, Options, load_source
 
     options = Options(
@@ -125,9 +127,15 @@ def export(
         labels=labels,
         expected_top1=expected_top1,
     )
-    choice = FitChoice(method=method.value, scales=scales.value, boundary=boundary.value, keys=keys)
+    choice = Choice(
+        method=method.value,
+        scales=scales.value,
+        boundary=boundary.value,
+        keys=keys,
+        terms=terms,
+    )
     # The demo's sibling was trained around the default choice's filters.
-    if source == "demo" and retrained is None and choice == FitChoice():
+    if source == "demo" and retrained is None and choice == Choice():
         retrained = DEMO_SIBLING
     baseline = load_source(source, options)
     exported = export_models(

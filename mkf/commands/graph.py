@@ -15,19 +15,17 @@ from rich.text import Text
 from mkf.commands.options import (
     Boundary,
     BoundaryOption,
+    FreeScales,
+    FreeScalesOption,
     JsonOption,
     KeysOption,
     Method,
     MethodOption,
-    Scales,
-    ScalesOption,
+    TermsOption,
 )
 
 # As in `mkf.commands.fit`: what is slow to import waits until a command needs it.
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from mkf.networks.onnx_graph import DepthwiseLayer, Idealization
 
 _Model = Annotated[Path, typer.Argument(help="An ONNX file.", metavar="MODEL.onnx")]
@@ -60,7 +58,8 @@ def idealize(
     model: _Model,
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="OUT.onnx")],
     method: MethodOption = Method.B,
-    scales: ScalesOption = Scales.SEPARATE,
+    scales: FreeScalesOption = FreeScales.SEPARATE,
+    terms: TermsOption = 1,
     boundary: BoundaryOption = Boundary.SYMMETRIC,
     keys: KeysOption = None,
     skip_unsuitable: Annotated[
@@ -69,18 +68,17 @@ def idealize(
     as_json: JsonOption = False,
 ) -> None:
     """Write a copy of an ONNX file with every depthwise filter replaced by a f + b of its key."""
-    from mkf.fitting import fit_keys, idealized_kernels
-    from mkf.keys import load_keys
+    from mkf.idealization import Choice, idealizer
     from mkf.networks.onnx_file import idealize_file
 
-    fits = fit_keys(
-        load_keys(keys), method=method.value, scales=scales.value, boundary=boundary.value
+    choice = Choice(
+        method=method.value,
+        scales=scales.value,
+        boundary=boundary.value,
+        keys=keys,
+        terms=terms,
     )
-
-    def kernels(size: int) -> NDArray[np.float64]:
-        return idealized_kernels(fits, boundary=boundary.value, size=size)
-
-    found = idealize_file(model, out, kernels, skip_unsuitable=skip_unsuitable)
+    found = idealize_file(model, out, idealizer(choice), skip_unsuitable=skip_unsuitable)
     if as_json:
         options = {"method": method.value, "scales": scales.value, "boundary": boundary.value}
         print(json.dumps({"out": str(out), **options, **_reported(found)}))

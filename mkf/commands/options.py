@@ -26,6 +26,16 @@ class Scales(StrEnum):
     SHARED = "shared"
 
 
+class FreeScales(StrEnum):
+    """Which scales the filters of a network get."""
+
+    SEPARATE = "separate"
+    ISOTROPIC = "isotropic"
+    SHARED = "shared"
+    PER_LAYER = "per-layer"
+    PER_FILTER = "per-filter"
+
+
 class Boundary(StrEnum):
     """How differences end."""
 
@@ -47,6 +57,24 @@ ScalesOption = Annotated[
         "for keys 1-4 and 8, one for 5 and 6."
     ),
 ]
+FreeScalesOption = Annotated[
+    FreeScales,
+    typer.Option(
+        help="Scales of the fit, the same in the whole network - separate: sx and sy for each key; "
+        "isotropic: sx = sy; shared: one for keys 1-4 and 8, one for 5 and 6. Free scales, more of "
+        "the variance kept - per-layer: each layer has its own for each key; per-filter: each "
+        "filter has its own for each of its keys, the method then plays no part."
+    ),
+]
+TermsOption = Annotated[
+    int,
+    typer.Option(
+        help="Keys a filter: 1 as published; up to 8 keep more of the variance, the best N found "
+        "by orthogonal matching pursuit.",
+        min=1,
+        max=8,
+    ),
+]
 BoundaryOption = Annotated[
     Boundary,
     typer.Option(
@@ -57,7 +85,8 @@ BoundaryOption = Annotated[
 KeysOption = Annotated[
     Path | None,
     typer.Option(
-        help="CSV file of 8 keys, columns key,row,c0..c6.", show_default="the published master keys"
+        help="CSV file of 8 keys, columns key,row,c0..c6 (to c{k-1} for k x k keys).",
+        show_default="the published master keys",
     ),
 ]
 JsonOption = Annotated[

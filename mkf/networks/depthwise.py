@@ -55,12 +55,18 @@ class Value:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A depthwise convolution; `shape` is its weights', empty if known only when the graph runs."""
+    """A depthwise convolution; `shape` is its weights', empty if known only when the graph runs.
+
+    `node` is its node, and `bias` what is added to its outputs; `path` is where the node stands.
+    """
 
     name: str
     weight: Value
     shape: tuple[int, ...]
     attributes: Attributes
+    node: NodeProto
+    path: Path
+    bias: Value | None
 
     @property
     def group(self) -> int:
@@ -147,7 +153,8 @@ class Walk:
             frame.scope[output] = made
         self.quantized += standard and node.op_type in _QUANTIZED
         if (node.domain, node.op_type) in _CONVOLUTIONS and len(inputs) > 1 and inputs[1]:
-            self._convolution(name, inputs[1], attributes)
+            bias = inputs[2] if len(inputs) > 2 else None
+            self._convolution(Convolution(name, inputs[1], (), attributes, node, frame.path, bias))
 
     def _call(
         self,
@@ -173,13 +180,14 @@ class Walk:
             missing = Value(frame.prefix + _text(output), f"{_text(node.op_type)} {name!r}")
             frame.scope[output] = names.get(formal, missing)
 
-    def _convolution(self, name: str, weight: Value, attributes: Attributes) -> None:
-        if "group" not in attributes or attributes["group"].i < 2:
+    def _convolution(self, found: Convolution) -> None:
+        if "group" not in found.attributes or found.group < 2:
             return
+        weight = found.weight
         shape = tuple(weight.tensor.dims) if weight.tensor else self._infer_shape(weight)
         # Grouped, and of weights whose shape nobody knows: listed, for it may well be one.
         if not shape or (len(shape) > 2 and shape[1] == 1):
-            self.convolutions.append(Convolution(name, weight, shape, attributes))
+            self.convolutions.append(replace(found, shape=shape))
 
     def _infer_shape(self, value: Value) -> tuple[int, ...]:
         if self._inferred is None:

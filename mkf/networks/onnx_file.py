@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto
 
 from mkf.errors import GraphError
 from mkf.networks import tensor_storage
-from mkf.networks.onnx_graph import Idealization, Kernels, assign_layers, parse
+from mkf.networks.onnx_graph import Choose, Idealization, assign_layers, parse
 from mkf.networks.protobuf_patch import Path as FieldPath
 from mkf.networks.protobuf_patch import patch
 
@@ -28,7 +28,7 @@ _PAGE = 4096
 
 
 def idealize_file(
-    source: Path, out: Path, kernels: Kernels, *, skip_unsuitable: bool = False
+    source: Path, out: Path, choose: Choose, *, skip_unsuitable: bool = False
 ) -> Idealization:
     """Write a copy of an ONNX file with the filters of all depthwise convolutions idealized.
 
@@ -38,8 +38,8 @@ def idealize_file(
         The network's file; never changed, nor are its external files.
     out : Path
         The new file, replaced if it exists; its folder must exist.
-    kernels : callable
-        From a kernel size k to the idealized kernels, (8, k, k).
+    choose : callable
+        From a layer's filters (n, k, k) to their keys, such as `mkf.idealization.idealizer` makes.
     skip_unsuitable : bool
         Leave layers that cannot be idealized as they are instead of refusing the file.
 
@@ -60,7 +60,7 @@ def idealize_file(
     try:
         data = source.read_bytes()
         model = parse(data)
-        found = assign_layers(model, kernels, skip_unsuitable=skip_unsuitable, folder=source.parent)
+        found = assign_layers(model, choose, skip_unsuitable=skip_unsuitable, folder=source.parent)
         with TemporaryDirectory(prefix=".mkf-", dir=out.parent) as staging:
             staged = Path(staging, out.name)
             changes = _change(model, found, source, staged)

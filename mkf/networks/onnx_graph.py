@@ -15,15 +15,15 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
-from mkf.assignment import Assignment, assign, total_kept
+from mkf.assignment import Idealized, kept_by_key, total_kept
 from mkf.errors import GraphError, InputError
 from mkf.idealized import SIZES
 from mkf.keys import MASTER_KEYS
 from mkf.networks import tensor_storage
 from mkf.networks.depthwise import Convolution, Value, Walk
 
-Kernels = Callable[[int], NDArray[np.float64]]
-"""From a kernel size k in pixels to the idealized kernels of all keys, (8, k, k)."""
+Choose = Callable[[NDArray[np.float64]], Idealized]
+"""From the filters (n, k, k) of one layer to what becomes of them."""
 
 _NAMED_IN_ERRORS = 4
 
@@ -67,7 +67,7 @@ class IdealizedLayer:
 
     layer: DepthwiseLayer
     tensor: TensorProto
-    assignment: Assignment
+    assignment: Idealized
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +95,7 @@ class Idealization:
 
     def kept_by_key(self) -> dict[int, float | None]:
         """Share of the variance kept among the filters of each key; None for a key nobody got."""
-        return {
-            key: total_kept(layer.assignment.of_key(key) for layer in self.layers)
-            if count
-            else None
-            for key, count in self.counts().items()
-        }
+        return kept_by_key(*(layer.assignment for layer in self.layers))
 
 
 def load(path: Path) -> ModelProto:
@@ -163,15 +158,15 @@ def depthwise_convolutions(
     return [_layer(found, model, folder) for found in Walk(model).convolutions]
 
 
-def idealize(model: ModelProto, kernels: Kernels, *, skip_unsuitable: bool = False) -> Idealization:
-    """Replace the filters of every depthwise convolution by a f^ + b of their keys, in place.
+def idealize(model: ModelProto, choose: Choose, *, skip_unsuitable: bool = False) -> Idealization:
+    """Replace the filters of every depthwise convolution by those of their keys, in place.
 
     Parameters
     ----------
     model : ModelProto
         The model, external data loaded. After an error it is as it was.
-    kernels : callable
-        From a kernel size k to the idealized kernels, (8, k, k).
+    choose : callable
+        From a layer's filters (n, k, k) to their keys, such as `mkf.idealization.idealizer` makes.
     skip_unsuitable : bool
         Leave layers that cannot be idealized as they are instead of refusing the model.
 
@@ -185,7 +180,7 @@ def idealize(model: ModelProto, kernels: Kernels, *, skip_unsuitable: bool = Fal
     GraphError
         There is no depthwise convolution, or one that cannot be idealized.
     """
-    found = assign_layers(model, kernels, skip_unsuitable=skip_unsuitable)
+    found = assign_layers(model, choose, skip_unsuitable=skip_unsuitable)
     for layer in found.layers:
         tensor_storage.store(layer.tensor, layer.assignment.idealized())
     return found
@@ -193,7 +188,7 @@ def idealize(model: ModelProto, kernels: Kernels, *, skip_unsuitable: bool = Fal
 
 def assign_layers(
     model: ModelProto,
-    kernels: Kernels,
+    choose: Choose,
     *,
     skip_unsuitable: bool = False,
     folder: Path | None = None,
@@ -213,13 +208,12 @@ def assign_layers(
     if skipped and not (skip_unsuitable and suitable):
         raise GraphError(_refusal(skipped, len(layers)))
 
-    by_size = {size: kernels(size) for size in {layer.kernel_size[0] for layer in suitable}}
     idealized = []
     for layer in suitable:
         tensor = _stored(layer)
         filters = tensor_storage.read(tensor, folder)[:, 0]  # (n, k, k)
         try:
-            assignment = assign(filters, by_size[layer.kernel_size[0]])
+            assignment = choose(filters)
         except InputError as error:
             raise GraphError(f"{layer.name!r}: {error}") from error
         idealized.append(IdealizedLayer(layer, tensor, assignment))

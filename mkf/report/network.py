@@ -9,12 +9,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from mkf.assignment import Assignment, assign
 from mkf.errors import GraphError
-from mkf.fitting import Method, ScaleChoice, fit_keys, idealized_kernels
+from mkf.fitting import Method, ScaleChoice, fit_keys
+from mkf.idealization import kernels_by_size
 from mkf.idealized import Boundary
 from mkf.networks import onnx_graph, tensor_storage
 from mkf.networks.sources import Options, load_source
-from mkf.report.study import LayerFilters, Study, layer_filters
+from mkf.report.study import Study, layer_filters
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,22 @@ def study_network(
     """
     fits = fit_keys(keys, method=method, scales=scales, boundary=boundary)
 
-    def kernels(size: int) -> NDArray[np.float64]:
-        return idealized_kernels(fits, boundary=boundary, size=size)
+    by_size = kernels_by_size(fits, boundary)
+
+    def choose(filters: NDArray[np.float64]) -> Assignment:
+        return assign(filters, by_size(filters.shape[-1]))
 
     try:
         found = onnx_graph.assign_layers(
-            network.model, kernels, skip_unsuitable=True, folder=network.folder
+            network.model, choose, skip_unsuitable=True, folder=network.folder
         )
     except GraphError as error:
         raise GraphError(f"{network.source}: {error}") from error
-    layers = [_layer(one, network.folder) for one in found.layers]
+    layers = []
+    for one in found.layers:
+        learned = tensor_storage.read(one.tensor, network.folder)[:, 0]
+        name = one.layer.weight.name.removesuffix(".weight") or one.layer.name
+        shapes = by_size(learned.shape[-1])
+        layers.append(layer_filters(name, learned, one.assignment.idealized(), kernels=shapes))
     skipped = [layer.name for layer in found.skipped]
     return Study(method, scales, boundary, keys, fits, layers, skipped)
-
-
-def _layer(found: onnx_graph.IdealizedLayer, folder: Path | None) -> LayerFilters:
-    learned = tensor_storage.read(found.tensor, folder)[:, 0]
-    name = found.layer.weight.name.removesuffix(".weight") or found.layer.name
-    return layer_filters(
-        name, learned, found.assignment.idealized(), kernels=found.assignment.kernels
-    )

@@ -64,9 +64,10 @@ class Fit(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     method: Literal["A", "B", "C", "D"]
-    scales: Literal["separate", "isotropic", "shared"]
+    scales: Literal["separate", "isotropic", "shared", "per-layer", "per-filter"]
     boundary: Literal["symmetric", "exact"]
-    keys: list[KeyScales]
+    terms: int = 1  # keys a filter
+    keys: list[KeyScales]  # of free scales: where their search began
 
 
 class FigureInfo(BaseModel):

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from mkf.cli import app
 from mkf.errors import ExportError, GraphError
-from mkf.export import FitChoice, export
+from mkf.export import export
+from mkf.idealization import Choice
 from mkf.networks import onnx_graph
 from mkf.networks.sources import Options, load_source
 from mkf.repository import BASELINE, IDEALIZED
@@ -93,7 +94,7 @@ def test_an_onnx_file_becomes_both_models(tmp_path: Path, network: Path) -> None
 
 
 def test_the_graphs_differ_in_the_filters_alone(tmp_path: Path, network: Path) -> None:
-    export(load_source(f"onnx:{network}", Options()), tmp_path, choice=FitChoice())
+    export(load_source(f"onnx:{network}", Options()), tmp_path, choice=Choice())
     models = [onnx.load(tmp_path / name / "1" / "model.onnx") for name in (BASELINE, IDEALIZED)]
     for tensors in zip(*(model.graph.initializer for model in models), strict=True):
         assert (tensors[0] == tensors[1]) is (tensors[0].name != "filters")
@@ -105,7 +106,7 @@ def test_a_graph_with_a_fixed_batch_inside_is_refused(tmp_path: Path) -> None:
     onnx.save(depthwise_network(fixed_reshape=True), tmp_path / "fixed.onnx")
     source = load_source(f"onnx:{tmp_path / 'fixed.onnx'}", Options())
     with pytest.raises((ExportError, GraphError), match=r"batch|shapes"):
-        export(source, tmp_path / "repository", choice=FitChoice())
+        export(source, tmp_path / "repository", choice=Choice())
     assert not (tmp_path / "repository").exists()
 
 
@@ -115,7 +116,7 @@ def test_a_graph_that_differs_from_its_source_is_refused(tmp_path: Path, network
         source.model, lambda x: source.reference(x) + 0.1, source.preprocessing, source.provenance
     )
     with pytest.raises(ExportError, match=r"differs from its source by 0\.1 at batch 1"):
-        export(wrong, tmp_path / "repository", choice=FitChoice())
+        export(wrong, tmp_path / "repository", choice=Choice())
     assert not (tmp_path / "repository").exists()
 
 
@@ -124,7 +125,7 @@ def test_a_sibling_must_hold_the_baselines_idealized_filters(tmp_path: Path, net
     onnx.save(depthwise_network(seed=1), tmp_path / "other.onnx")
     other = load_source(f"onnx:{tmp_path / 'other.onnx'}", Options())
     with pytest.raises(ExportError, match="not the baseline's idealized ones"):
-        export(source, tmp_path / "repository", choice=FitChoice(), retrained=other)
+        export(source, tmp_path / "repository", choice=Choice(), retrained=other)
 
 
 @pytest.mark.parametrize(
@@ -181,4 +182,4 @@ def test_a_network_without_depthwise_convolutions_is_named(tmp_path: Path, netwo
     onnx.save(model, tmp_path / "dense.onnx")
     source = load_source(f"onnx:{tmp_path / 'dense.onnx'}", Options())
     with pytest.raises(GraphError, match=r"dense\.onnx: holds no depthwise convolutions"):
-        export(source, tmp_path / "repository", choice=FitChoice())
+        export(source, tmp_path / "repository", choice=Choice())

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from mkf.assignment import assign
+from mkf.assignment import Assignment, assign
 from mkf.errors import GraphError
 from mkf.networks.onnx_file import idealize_file
 from mkf.networks.onnx_graph import depthwise_convolutions, idealize, load, parse
@@ -22,6 +22,10 @@ CHANNELS = 6
 
 def kernels(size: int) -> NDArray[np.float64]:
     return np.random.default_rng(size).normal(size=(8, size, size))
+
+
+def choose(filters: np.ndarray) -> Assignment:
+    return assign(filters, kernels(filters.shape[-1]))
 
 
 def weights(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -134,7 +138,7 @@ def test_kernels_that_no_key_fits(shape: tuple[int, ...], reason: str) -> None:
     assert not layer.idealizable
     assert reason in layer.unsuitable
     with pytest.raises(GraphError, match=f"'dw': .*{reason}.*odd|images"):
-        idealize(model, kernels)
+        idealize(model, choose)
     assert model.SerializeToString() == before
 
 
@@ -143,12 +147,12 @@ def test_weights_that_are_no_numbers(value: float) -> None:
     array = weights(CHANNELS, 1, 7, 7)
     array[3, 0, 2, 1] = value
     with pytest.raises(GraphError, match="'dw': its weights 'w' hold NaN or infinite values"):
-        idealize(simple(array), kernels)
+        idealize(simple(array), choose)
 
 
 def test_weights_too_large_to_be_squared() -> None:
     with pytest.raises(GraphError, match="'dw': the filters are too large"):
-        idealize(simple(1e200 * weights(CHANNELS, 1, 7, 7).astype(np.float64)), kernels)
+        idealize(simple(1e200 * weights(CHANNELS, 1, 7, 7).astype(np.float64)), choose)
 
 
 def test_a_signaling_nan_is_found_without_a_warning() -> None:
@@ -156,29 +160,29 @@ def test_a_signaling_nan_is_found_without_a_warning() -> None:
     stored = model.graph.initializer[0]
     stored.raw_data = b"\x01\x00\xa0\x7f" + stored.raw_data[4:]
     with pytest.raises(GraphError, match="hold NaN"):
-        idealize(model, kernels)
+        idealize(model, choose)
 
 
 def test_damaged_weights() -> None:
     model = simple()
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-1]
     with pytest.raises(GraphError, match="count of its weights does not fit"):
-        idealize(model, kernels)
+        idealize(model, choose)
     model.graph.initializer[0].data_type = TensorProto.INT8
     with pytest.raises(GraphError, match="of type int8"):
-        idealize(model, kernels)
+        idealize(model, choose)
 
 
 def test_no_depthwise_convolution() -> None:
     model = network([helper.make_node("Relu", ["x"], ["y"])])
     with pytest.raises(GraphError, match="no depthwise convolutions: pass a network"):
-        idealize(model, kernels)
+        idealize(model, choose)
 
 
 def test_quantized_convolutions_are_named() -> None:
     model = network([helper.make_node("ConvInteger", ["x", "w"], ["y"], group=6)])
     with pytest.raises(GraphError, match="1 quantized convolutions: idealize the network before"):
-        idealize(model, kernels)
+        idealize(model, choose)
 
 
 # Weights that several nodes use, or that are not stored
@@ -206,7 +210,7 @@ def second_user(kind: str) -> ModelProto:
 )
 def test_shared_weights(kind: str, other: str) -> None:
     with pytest.raises(GraphError, match=f"'dw': its weights 'w' are shared by dw and {other}"):
-        idealize(second_user(kind), kernels)
+        idealize(second_user(kind), choose)
 
 
 def computed(kind: str) -> ModelProto:
@@ -238,7 +242,7 @@ def test_computed_weights(kind: str, cure: str) -> None:
     (layer,) = depthwise_convolutions(model)
     assert (layer.kernel_size, layer.filters, layer.idealizable) == ((7, 7), CHANNELS, False)
     with pytest.raises(GraphError, match=f"'dw': its weights are not stored but come from {cure}"):
-        idealize(model, kernels)
+        idealize(model, choose)
 
 
 def test_computed_weights_of_another_convolution_do_not_matter() -> None:
@@ -263,13 +267,13 @@ def test_unsuitable_layers_are_all_named_and_skipped_on_request() -> None:
     ]
     model = network(nodes, stored)
     with pytest.raises(GraphError) as error:
-        idealize(model, kernels)
+        idealize(model, choose)
     message = str(error.value)
     assert "6 of its 7 depthwise convolutions cannot be idealized" in message
     assert all(name in message for name in ("'dw0'", "'dw1'", "'dw3'", "'dw4'", "and 2 more"))
     assert "--skip-unsuitable" in message
 
-    found = idealize(model, kernels, skip_unsuitable=True)
+    found = idealize(model, choose, skip_unsuitable=True)
     assert [layer.layer.name for layer in found.layers] == ["dw2"]
     assert len(found.skipped) == 6
     for before, after in zip(stored, model.graph.initializer, strict=True):
@@ -278,7 +282,7 @@ def test_unsuitable_layers_are_all_named_and_skipped_on_request() -> None:
 
 def test_skipping_leaves_something_to_do() -> None:
     with pytest.raises(GraphError, match="1 of its 1"):
-        idealize(simple(weights(CHANNELS, 1, 4, 4)), kernels, skip_unsuitable=True)
+        idealize(simple(weights(CHANNELS, 1, 4, 4)), choose, skip_unsuitable=True)
 
 
 # Where weights may be
@@ -384,7 +388,7 @@ def test_weights_are_found_and_nothing_else_changes(
     array = weights(CHANNELS, 1, 7, 7)
     source = saved(place(numpy_helper.from_array(array, "w")), tmp_path)
     out = tmp_path / "out.onnx"
-    found = idealize_file(source, out, kernels)
+    found = idealize_file(source, out, choose)
     assert found.filters == CHANNELS
     assert found.layers[0].layer.name in ("dw", "stage/dw")
 
@@ -411,7 +415,7 @@ def test_a_function_called_twice_with_weights_of_its_own_each_time() -> None:
     calls[1].input[1] = "w1"
     shared = network(calls, stored, functions=[function], domains=["local"])
     with pytest.raises(GraphError, match="'w1' are shared by one/dw and two/dw"):
-        idealize(shared, kernels)
+        idealize(shared, choose)
 
 
 def test_a_function_that_calls_itself() -> None:
@@ -458,7 +462,7 @@ def test_types_and_forms_of_storage_stay(
     tensor = stored_as(weights(CHANNELS, 1, 7, 7), data_type, raw=raw)
     source = saved(network([convolution("w")], [tensor], element=data_type), tmp_path)
     out = tmp_path / "out.onnx"
-    idealize_file(source, out, kernels)
+    idealize_file(source, out, choose)
 
     written = load(out)
     after = written.graph.initializer[0]
@@ -480,7 +484,8 @@ def test_weights_beyond_the_type_become_its_largest_number() -> None:
     array = np.zeros((CHANNELS, 1, 3, 3), np.float16)
     array[:, 0, 0, 0], array[:, 0, 2, 2] = 65504, -65504
     model = simple(array)
-    idealize(model, lambda size: np.arange(float(size * size)).reshape(1, size, size) ** 8)
+    ramp = np.arange(9.0).reshape(1, 3, 3) ** 8
+    idealize(model, lambda filters: assign(filters, ramp))
     assert np.isfinite(numpy_helper.to_array(model.graph.initializer[0])).all()
 
 
@@ -506,7 +511,7 @@ def test_bytes_that_no_library_would_write_stay(tmp_path: Path) -> None:
 
     source, out = tmp_path / "odd.onnx", tmp_path / "out.onnx"
     source.write_bytes(data)
-    idealize_file(source, out, kernels)
+    idealize_file(source, out, choose)
     start = data.index(array.tobytes())
     after = out.read_bytes()
     assert after[:start] == data[:start]
@@ -518,7 +523,7 @@ def test_bytes_that_no_library_would_write_stay(tmp_path: Path) -> None:
 def test_other_nan_in_the_graph_does_not_matter(tmp_path: Path) -> None:
     nodes = [convolution("w", y="a"), helper.make_node("LeakyRelu", ["a"], ["y"], alpha=math.nan)]
     stored = numpy_helper.from_array(weights(CHANNELS, 1, 7, 7), "w")
-    idealize_file(saved(network(nodes, [stored]), tmp_path), tmp_path / "out.onnx", kernels)
+    idealize_file(saved(network(nodes, [stored]), tmp_path), tmp_path / "out.onnx", choose)
 
 
 def test_nodes_of_other_domains_are_left_alone(tmp_path: Path) -> None:
@@ -528,7 +533,7 @@ def test_nodes_of_other_domains_are_left_alone(tmp_path: Path) -> None:
     ]
     stored = [numpy_helper.from_array(weights(CHANNELS, 1, 7, 7), name) for name in ("w", "w2")]
     model = network(nodes, stored, domains=["custom", "com.microsoft"])
-    found = idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", kernels)
+    found = idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", choose)
     assert [layer.layer.weight.name for layer in found.layers] == ["w2"]
 
 
@@ -579,7 +584,7 @@ def test_external_data_goes_into_one_new_file(
     contents = {path.name: path.read_bytes() for path in inputs.iterdir()}
     outputs = tmp_path if elsewhere else inputs
     for _ in range(2):  # the second time over the first
-        idealize_file(source, outputs / "out.onnx", kernels)
+        idealize_file(source, outputs / "out.onnx", choose)
 
     assert {name: (inputs / name).read_bytes() for name in contents} == contents
     assert set(files(outputs)) - set(contents) - {"in"} == {"out.onnx", "out.onnx.data"}
@@ -605,7 +610,7 @@ def test_damaged_external_data(
     damage(tmp_path / "weights.bin")
     before = files(tmp_path)
     with pytest.raises(GraphError, match=message):
-        idealize_file(source, tmp_path / "out.onnx", kernels)
+        idealize_file(source, tmp_path / "out.onnx", choose)
     assert files(tmp_path) == before
 
 
@@ -617,7 +622,7 @@ def test_external_data_out_of_the_folder(location: str, tmp_path: Path) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     with pytest.raises(GraphError, match="not one in the graph's folder"):
-        idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", kernels)
+        idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", choose)
 
 
 def test_tensors_on_the_same_external_bytes_are_shared_weights(tmp_path: Path) -> None:
@@ -631,7 +636,7 @@ def test_tensors_on_the_same_external_bytes_are_shared_weights(tmp_path: Path) -
     del second.external_data[:]
     second.external_data.extend(first.external_data)
     with pytest.raises(GraphError, match="'w1' share external bytes with 'w2'"):
-        idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", kernels)
+        idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", choose)
 
 
 def test_external_data_of_the_source_is_never_replaced(tmp_path: Path) -> None:
@@ -641,7 +646,7 @@ def test_external_data_of_the_source_is_never_replaced(tmp_path: Path) -> None:
     model.graph.initializer[0].external_data[0].value = "out.onnx.data"
     before = files(tmp_path)
     with pytest.raises(GraphError, match="write to another name"):
-        idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", kernels)
+        idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", choose)
     assert files(tmp_path) == before
 
 
@@ -650,7 +655,7 @@ def test_external_data_not_loaded_into_memory() -> None:
     model.graph.initializer[0].data_location = TensorProto.EXTERNAL
     model.graph.initializer[0].external_data.add(key="location", value="weights.bin")
     with pytest.raises(GraphError, match="load the model with its external data"):
-        idealize(model, kernels)
+        idealize(model, choose)
 
 
 # Files
@@ -679,7 +684,7 @@ def test_random_damage_never_ends_in_another_error(tmp_path: Path) -> None:
         source.write_bytes(damaged.tobytes())
         out.unlink(missing_ok=True)
         try:
-            idealize_file(source, out, kernels)
+            idealize_file(source, out, choose)
         except GraphError:
             assert not out.exists()
     assert set(files(tmp_path)) <= {"damaged.onnx", "out.onnx"}
@@ -689,9 +694,9 @@ def test_an_existing_file_survives_an_error_and_gives_way_to_success(tmp_path: P
     out = tmp_path / "out.onnx"
     out.write_text("precious")
     with pytest.raises(GraphError):
-        idealize_file(saved(simple(weights(6, 1, 4, 4)), tmp_path, "bad.onnx"), out, kernels)
+        idealize_file(saved(simple(weights(6, 1, 4, 4)), tmp_path, "bad.onnx"), out, choose)
     assert out.read_text() == "precious"
-    idealize_file(saved(simple(), tmp_path, "good.onnx"), out, kernels)
+    idealize_file(saved(simple(), tmp_path, "good.onnx"), out, choose)
     assert depthwise_convolutions(load(out))
     assert files(tmp_path) == ["bad.onnx", "good.onnx", "out.onnx"]
 
@@ -708,7 +713,7 @@ def test_destinations_that_cannot_be(tmp_path: Path) -> None:
         (tmp_path / "missing" / "out.onnx", "does not exist: make it first"),
     ):
         with pytest.raises(GraphError, match=message):
-            idealize_file(source, out, kernels)
+            idealize_file(source, out, choose)
     assert source.read_bytes() == before
 
 
@@ -717,7 +722,7 @@ def test_a_graph_the_checker_refuses_stays_as_it_was(tmp_path: Path) -> None:
     model.graph.node.add(op_type="NoSuchOperator", input=["y"], output=["z"])
     with pytest.raises(onnx.checker.ValidationError):
         onnx.checker.check_model(model)
-    idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", kernels)
+    idealize_file(saved(model, tmp_path), tmp_path / "out.onnx", choose)
 
 
 # Networks of other exporters
@@ -743,7 +748,7 @@ def test_networks_exported_by_torch(dynamo: bool, half: bool, tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, (images,), source, dynamo=dynamo, external_data=False)
-    found = idealize_file(source, out, kernels)
+    found = idealize_file(source, out, choose)
     assert [
         (layer.layer.channels, layer.layer.filters, layer.layer.kernel_size, layer.layer.stride)
         for layer in found.layers

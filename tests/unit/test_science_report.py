@@ -22,7 +22,15 @@ from tiny_models import tiny_graph
 from mkf.errors import InputError
 from mkf.fitting import fit_keys, idealized_kernels
 from mkf.keys import load_keys
-from mkf.repository import BASELINE, IDEALIZED, Figure, Model, Preprocessing, Provenance
+from mkf.repository import (
+    BASELINE,
+    IDEALIZED,
+    Figure,
+    Idealization,
+    Model,
+    Preprocessing,
+    Provenance,
+)
 from mkf.repository import write_models as write
 from services.errors import RepositoryError
 from services.inference.repository import FIGURES_BYTES, load_models
@@ -35,6 +43,7 @@ from mkf.report import figures as drawn
 from mkf.report import wording
 from mkf.report.discovered import cost_figure, discovered_figures, read_discovered
 from mkf.report.drawing import DIVERGING, SERIES
+from mkf.report.exported import export_figures
 from mkf.report.ladder import ladder_figure, read_ladder
 from mkf.report.network import Network, load_network, study_network
 from mkf.report.numbers import letter, percent, points
@@ -485,11 +494,12 @@ def test_figures_that_are_too_large_missing_or_elsewhere_are_refused(tmp_path: P
 
 
 def test_an_export_carries_its_figures(tmp_path: Path, figures: list[Figure]) -> None:
-    from mkf.export import FitChoice, export
+    from mkf.export import export
+    from mkf.idealization import Choice
     from mkf.networks.sources import Options, load_source
 
     demo = [load_source(name, Options()) for name in ("demo", "demo-idealized")]
-    export(demo[0], tmp_path, choice=FitChoice(), retrained=demo[1])
+    export(demo[0], tmp_path, choice=Choice(), retrained=demo[1])
     served = load_models(tmp_path)[IDEALIZED].figures
     # The served sibling's filters went through float32 once.
     assert [one.info.file for one in served] == [f"{one.name}.svg" for one in figures]
@@ -497,17 +507,43 @@ def test_an_export_carries_its_figures(tmp_path: Path, figures: list[Figure]) ->
     assert [one.svg for one in served[:9]] == [one.svg for one in figures[:9]]
 
 
+def test_an_export_of_several_keys_with_scales_of_their_own_has_figures(study: Study) -> None:
+    layer = study.layers[0]
+    record = Idealization(
+        fit={
+            "method": "B",
+            "scales": "per-filter",
+            "boundary": "symmetric",
+            "terms": 2,
+            "keys": [
+                {name: getattr(fit, name) for name in ("key", "sigma_x", "sigma_y", "gamma")}
+                for fit in study.fits
+            ],
+        },
+        kernels=[],
+        learned_keys=study.learned_keys.tolist(),
+        layers=[{"name": "conv", "channels": 24, "kept": 0.5, "keys": {"1": 24, "7": 24}}],
+        trained=False,
+    )
+    made = export_figures(record, [layer.learned[:, None]], [0.9 * layer.learned[:, None]])
+    (layers,) = (one for one in made if one.name == "layers")
+    assert "conv: most filters of key 1 (100" in layers.alt
+    assert "Filters have several keys" in layers.caption
+    assert "nearest to key" in made[-1].caption
+
+
 def test_an_export_without_matplotlib_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from mkf.export import FitChoice, export
+    from mkf.export import export
+    from mkf.idealization import Choice
     from mkf.networks.sources import Options, load_source
 
     for name in [name for name in sys.modules if name.startswith("mkf.report")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with caplog.at_level(logging.WARNING):
-        export(load_source("demo", Options()), tmp_path, choice=FitChoice())
+        export(load_source("demo", Options()), tmp_path, choice=Choice())
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("mkf: exported without figures: ")
     assert "pip install 'mkf[report]'" in message
