@@ -87,18 +87,21 @@ def _how(comparisons: Sequence[Comparison], summary: dict[str, Any]) -> str:
     stages = zip(settings["dims"], settings["depths"], strict=True)
     filters = [channels * blocks for channels, blocks in stages]
     seeds = max(len(comparison.seeds) for comparison in comparisons)
+    freedom = (
+        f"Student's t with {seeds - 1} degrees of freedom" if seeds > 1 else "none of one seed"
+    )
     return (
         f"A ConvNeXt V2 in small (channels {settings['dims']}, blocks {settings['depths']}, stem "
         f"of 2, {sum(filters)} depthwise filters of 7x7) is trained from a seeded start on "
         f"{settings['images']:,} training images drawn by the seed, {recipe['epochs']} epochs. "
         "Its filters choose their keys; the idealized ones go into the same start and stay frozen "
         "while all the rest is trained with the same recipe, images and seed. `random`: the same "
-        f"with 8 random 7x7 filters, drawn by the seed. {seeds} seeds, all "
+        f"with 8 random 7x7 filters, drawn by the seed. Seeds: {seeds}; all "
         f"{comparisons[0].test_images:,} test images.\n\n"
         "How to read it:\n\n"
         "- All intervals are of 95 %, paired, and not adjusted for the number of comparisons: of "
         "20 true ties, one looks like a difference.\n"
-        f"- *Over seeds*: Student's t with {seeds - 1} degrees of freedom, so wide; it answers "
+        f"- *Over seeds*: {freedom}, so wide; it answers "
         "whether another training would show the same. *Over images*: each test image's mean over "
         "the seeds; it answers for these trained networks alone, and is no evidence for a method. "
         "The sentences above go by the seeds.\n"

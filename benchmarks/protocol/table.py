@@ -154,6 +154,8 @@ def _verdict(name: str, rows: Sequence[Row]) -> str:
     above = [row.arm for row in rows if _above_b(row)]
     alike = [row.arm for row in rows if row.arm not in (*below, *above, "B")]
     parts = [f"B has rank {order.index('B') + 1} of {len(order)} by mean top-1"]
+    if not any(row.minus_b and row.minus_b.seeds for row in rows):
+        return f"{name}: {parts[0]}; one seed tells no arm from another."
     if below:
         parts.append(f"is better than {_listed(below)}")
     if above:

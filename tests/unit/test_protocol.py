@@ -117,6 +117,9 @@ def test_the_verdict_follows_the_numbers() -> None:
     (won,) = table.compare(grid(level | {"B": 0.8}, dataset="fashion-mnist"))
     assert "rank 1 of 8" in won.verdict
     assert (lost.b_wins, won.b_wins) == (False, True)
+    (single,) = table.compare([run for run in grid(level | {"B": 0.8}) if run.seed == 1])
+    assert single.verdict.endswith("one seed tells no arm from another.")
+    assert not single.b_wins
     assert table.headline([lost]).endswith("No.")
     assert table.headline([won]).endswith("Yes.")
     assert table.headline([won, lost]).endswith("Only on fashion-mnist.")
