@@ -1,0 +1,61 @@
+"""Keys by k-means instead of by an autoencoder, for comparison (extra `train`: scikit-learn)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mkf.discovery import principal_direction
+from mkf.errors import MissingExtraError
+
+_FEATURES = 200
+_STARTS = 3
+
+
+class LineClusters:
+    """k-means of filters that is blind to their signs.
+
+    k-means compares vectors, and a filter and its negative are far apart. So the filters are mapped
+    to features whose inner product is the squared cosine, the kernel (u . v)^2, by Nystroem's
+    method; where the filters span no more dimensions than there are features, the map is exact.
+
+    Parameters
+    ----------
+    lines : (n, d) float64
+        The filters, of zero mean and unit norm.
+    seed : int
+        Of the map and of the starts.
+
+    Raises
+    ------
+    MissingExtraError
+        scikit-learn is not installed.
+    """
+
+    def __init__(self, lines: NDArray[np.float64], *, seed: int) -> None:
+        try:
+            from sklearn.kernel_approximation import Nystroem
+        except ImportError as error:
+            raise MissingExtraError(
+                f"clustering needs scikit-learn ({error}); "
+                "install it with: pip install 'mkf[train]'"
+            ) from error
+        feature_map = Nystroem(
+            kernel="polynomial",
+            degree=2,
+            gamma=1.0,
+            coef0=0.0,
+            n_components=min(_FEATURES, len(lines)),
+            random_state=seed,
+        )
+        self.lines = lines
+        self.seed = seed
+        self.features = feature_map.fit_transform(lines)
+
+    def keys(self, count: int) -> NDArray[np.float64]:
+        """The first principal direction of each of `count` clusters, (count, d)."""
+        from sklearn.cluster import KMeans
+
+        clusters = KMeans(count, n_init=_STARTS, random_state=self.seed).fit(self.features)
+        members = [self.lines[clusters.labels_ == cluster] for cluster in range(count)]
+        return np.stack([principal_direction(lines) for lines in members])
