@@ -40,8 +40,8 @@ class DepthwiseLayer:
         Input channels, and output channels, of which each has a filter of its own.
     kernel_size, stride, dilation : tuple of int
         Pixels along each axis of the image, height first; empty where only running would tell.
-    weight : Value
-        What the weights are, and where.
+    convolution : Convolution
+        Its node, weights and bias, and where they are.
     unsuitable : str
         Why this layer cannot be idealized and what to do; empty if it can.
     """
@@ -52,8 +52,13 @@ class DepthwiseLayer:
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
-    weight: Value
+    convolution: Convolution
     unsuitable: str
+
+    @property
+    def weight(self) -> Value:
+        """What the weights are, and where."""
+        return self.convolution.weight
 
     @property
     def idealizable(self) -> bool:
@@ -194,6 +199,29 @@ def assign_layers(
     folder: Path | None = None,
 ) -> Idealization:
     """Give every filter of a model its key and change nothing; for the rest see `idealize`."""
+    suitable, skipped = idealizable_layers(model, skip_unsuitable=skip_unsuitable, folder=folder)
+    idealized = []
+    for layer in suitable:
+        tensor = _stored(layer)
+        filters = tensor_storage.read(tensor, folder)[:, 0]  # (n, k, k)
+        try:
+            assignment = choose(filters)
+        except InputError as error:
+            raise GraphError(f"{layer.name!r}: {error}") from error
+        idealized.append(IdealizedLayer(layer, tensor, assignment))
+    return Idealization(tuple(idealized), tuple(skipped))
+
+
+def idealizable_layers(
+    model: ModelProto, *, skip_unsuitable: bool = False, folder: Path | None = None
+) -> tuple[list[DepthwiseLayer], list[DepthwiseLayer]]:
+    """The depthwise convolutions that can be idealized, and those left aside on request.
+
+    Raises
+    ------
+    GraphError
+        There is none, or one that cannot be idealized and is not to be skipped.
+    """
     walk = Walk(model)
     layers = [_layer(convolution, model, folder) for convolution in walk.convolutions]
     suitable = [layer for layer in layers if layer.idealizable]
@@ -207,17 +235,7 @@ def assign_layers(
         raise GraphError("holds no depthwise convolutions: pass a network that has some")
     if skipped and not (skip_unsuitable and suitable):
         raise GraphError(_refusal(skipped, len(layers)))
-
-    idealized = []
-    for layer in suitable:
-        tensor = _stored(layer)
-        filters = tensor_storage.read(tensor, folder)[:, 0]  # (n, k, k)
-        try:
-            assignment = choose(filters)
-        except InputError as error:
-            raise GraphError(f"{layer.name!r}: {error}") from error
-        idealized.append(IdealizedLayer(layer, tensor, assignment))
-    return Idealization(tuple(idealized), tuple(skipped))
+    return suitable, skipped
 
 
 def _layer(found: Convolution, model: ModelProto, folder: Path | None) -> DepthwiseLayer:
@@ -229,7 +247,7 @@ def _layer(found: Convolution, model: ModelProto, folder: Path | None) -> Depthw
         kernel_size=kernel_size,
         stride=found.sizes("strides") or (1,) * len(kernel_size),
         dilation=found.sizes("dilations") or (1,) * len(kernel_size),
-        weight=found.weight,
+        convolution=found,
         unsuitable=_unsuitable(found.weight, kernel_size, model, folder),
     )
 
