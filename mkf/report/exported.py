@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mkf.fitting import Scales, idealized_kernels
+from mkf.fitting import ScaleChoice, Scales, idealized_kernels
 from mkf.report.figures import science_figures
 from mkf.report.study import Study, layer_filters
 from mkf.repository import Figure, Idealization
@@ -28,7 +29,7 @@ def export_figures(
         The filters (n, 1, k, k) of each of its layers, before and after.
     """
     fits = [Scales(**fit) for fit in record.fit["keys"]]
-    boundary = record.fit["boundary"]
+    boundary, fitted = record.fit["boundary"], record.fit["scales"]
     layers = [
         layer_filters(
             layer["name"],
@@ -39,9 +40,10 @@ def export_figures(
         )
         for layer, before, after in zip(record.layers, learned, idealized, strict=True)
     ]
+    # Scales of each layer's or filter's own begin at those of the separate fit.
     study = Study(
         method=record.fit["method"],
-        scales=record.fit["scales"],
+        scales=fitted if fitted in get_args(ScaleChoice) else "separate",
         boundary=boundary,
         learned_keys=np.array(record.learned_keys),
         fits=fits,

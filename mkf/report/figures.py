@@ -32,6 +32,7 @@ KEYS_SECTION = "The 8 learned keys beside their models"
 FIT_SECTION = "The scales by method, and the keys of each layer"
 WORST_SECTION = "The filters that lose most variance"
 WORST_SHOWN = 12
+_ROW = 20  # height of a layer, CSS pixels
 
 
 def science_figures(study: Study) -> list[Figure]:
@@ -183,68 +184,74 @@ def layers_figure(study: Study) -> Figure:
     names = short_names([layer.name for layer in study.layers])
     shares = np.array(
         [
-            [
-                layer.counts.get(key, 0) / max(sum(layer.counts.values()), 1)
-                for key in study.counts()
-            ]
+            [layer.counts.get(key, 0) / len(layer.learned) for key in study.counts()]
             for layer in study.layers
         ]
     )
     kept = [layer.kept for layer in study.layers]
-    row, label = 20, 12 + 6.6 * max(len(name) for name in [*names, "all"])
-    cells = WIDTH - label - 78
+    limit = max(0.5, shares.max())
+    rows = [*names, "all"] if len(names) > 1 else names
+    label = 12 + 6.6 * max(len(name) for name in rows)
 
     def draw(canvas: Canvas) -> None:
-        everything = np.array(list(study.counts().values()), dtype=float)
-        blocks = [(names, shares, kept, 38.0)]
+        _draw_shares(canvas, names, shares, kept, limit, label=label, top=38)
         if len(names) > 1:
-            whole = everything[None] / max(everything.sum(), 1)
-            blocks.append((["all"], whole, [study.kept], 46.0 + row * len(names)))
-        for block, (rows, values, kept_here, top) in enumerate(blocks):
-            height = row * len(rows)
-            axes = add_axes(canvas, label, top, cells, height)
-            axes.imshow(
-                values, cmap="Blues", vmin=0, vmax=max(0.5, shares.max()), aspect="auto",
-                interpolation="none",
-            )  # fmt: skip
-            for (y, x), value in np.ndenumerate(values):
-                if value > 0:
-                    dark = value > 0.6 * max(0.5, shares.max())
-                    text = f"{100 * value:.0f}" if value >= 0.005 else "<1"
-                    axes.text(x, y, text, ha="center", va="center", color="white" if dark else INK)
-            axes.set_xticks(range(COUNT), [] if block else [str(n) for n in range(1, COUNT + 1)])
-            axes.set_yticks(range(len(rows)), rows)
-            axes.tick_params(
-                length=0, top=True, labeltop=not block, bottom=False, labelbottom=False
-            )
-            axes.tick_params(axis="y", colors=INK)
-            axes.spines[:].set(visible=True, color=LINE)
-            bars = add_axes(canvas, label + cells + 8, top, 66, height)
-            bars.barh(range(len(rows)), 1, height=0.6, color="#e2e2dd")
-            bars.barh(range(len(rows)), kept_here, height=0.6, color="#B4690E")
-            for y, value in enumerate(kept_here):
-                bars.text(2, y, percent(value), ha="right", va="center")
-            bars.set(xlim=(0, 2), ylim=(len(rows) - 0.5, -0.5), xticks=[], yticks=[])
-            bars.spines[:].set_visible(False)
-            if not block:
-                axes.set_title("filters of each key, percent", pad=18)
-                bars.set_title("kept", pad=18)
+            whole = np.array([list(study.counts().values())]) / study.filters
+            top = 46 + _ROW * len(names)
+            _draw_shares(canvas, ["all"], whole, [study.kept], limit, label=label, top=top)
+        first, second = canvas.axes[:2]
+        first.set_xticks(range(COUNT), [str(key) for key in study.counts()])
+        first.set_title("filters of each key, percent", pad=18)
+        second.set_title("kept", pad=18)
 
-    rows = len(names) + (len(names) > 1)
     return Figure(
         name="layers",
         section=FIT_SECTION,
         title="Share of each key, and variance kept, by layer",
         caption="A row is a layer, first to last; a column a key. Kept: the share of the variance "
-        f"of its filters. {_naming(study, names)}",
+        f"of its filters. {_counting(study)}{_naming(study, names)}",
         alt="; ".join(
             f"{layer.name}: most filters of key {int(np.argmax(share)) + 1} "
             f"({percent(share.max())}), {percent(layer.kept)} of the variance kept"
             for layer, share in zip(study.layers, shares, strict=True)
         ),
         width=WIDTH,
-        svg=draw_svg(38 + row * rows + 14, draw),
+        svg=draw_svg(52 + _ROW * len(rows), draw),
     )
+
+
+def _draw_shares(
+    canvas: Canvas,
+    names: Sequence[str],
+    shares: np.ndarray,
+    kept: Sequence[float],
+    limit: float,
+    *,
+    label: float,
+    top: float,
+) -> None:
+    """Rows of shares (rows, keys) as numbers on blue, full blue for `limit`, and bars of `kept`."""
+    cells, height = WIDTH - label - 78, _ROW * len(names)
+    axes = add_axes(canvas, label, top, cells, height)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=limit, aspect="auto", interpolation="none")
+    for (y, x), share in np.ndenumerate(shares):
+        if share > 0:
+            text = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+            color = "white" if share > 0.68 * limit else INK
+            axes.text(x, y, text, ha="center", va="center", color=color)
+    axes.set_xticks([])
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    axes.tick_params(axis="y", colors=INK)
+    axes.spines[:].set(visible=True, color=LINE)
+
+    bars = add_axes(canvas, label + cells + 8, top, 66, height)
+    bars.barh(range(len(names)), 1, height=0.6, color="#e2e2dd")
+    bars.barh(range(len(names)), kept, height=0.6, color="#B4690E")
+    for y, share in enumerate(kept):
+        bars.text(2, y, percent(share), ha="right", va="center")
+    bars.set(xlim=(0, 2), ylim=(len(names) - 0.5, -0.5), xticks=[], yticks=[])
+    bars.spines[:].set_visible(False)
 
 
 def short_names(names: Sequence[str], limit: int = 14) -> list[str]:
@@ -256,6 +263,11 @@ def short_names(names: Sequence[str], limit: int = 14) -> list[str]:
     shortened = [".".join(part) for part in parts]
     cut = [n if len(n) <= limit else "\N{HORIZONTAL ELLIPSIS}" + n[1 - limit :] for n in shortened]
     return cut if len(set(cut)) == len(set(names)) else [str(n) for n in range(1, len(names) + 1)]
+
+
+def _counting(study: Study) -> str:
+    several = sum(study.counts().values()) > study.filters
+    return "Filters have several keys, so a row adds up to more than 100. " if several else ""
 
 
 def _naming(study: Study, names: Sequence[str]) -> str:
