@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx
@@ -49,17 +49,29 @@ def correct(
     GraphError
         There are no images to count, or a graph gives scores that are not finite.
     """
+    batches = images.batches(size=batch_size, start=start, stop=stop)
+    return correct_batches(graphs, batches, uri=images.uri, advance=advance)
+
+
+def correct_batches(
+    graphs: Sequence[onnx.ModelProto],
+    batches: Iterable[tuple[NDArray[np.uint8], NDArray[np.int64]]],
+    *,
+    uri: str,
+    advance: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.bool_]:
+    """The same over batches of pixels and labels at hand; `uri` names them in errors."""
     sessions = [open_session(graph) for graph in graphs]
     flags = []
-    for pixels, labels in images.batches(size=batch_size, start=start, stop=stop):
+    for pixels, labels in batches:
         row = []
         for session in sessions:
             (logits,) = session.run(None, {"images": pixels})
             if not np.isfinite(logits).all():
-                raise GraphError(f"{images.uri}: a network's scores are not finite")
+                raise GraphError(f"{uri}: a network's scores are not finite")
             row.append(logits.argmax(axis=1) == labels)
         flags.append(np.stack(row))
         advance(len(labels))
     if not flags:
-        raise GraphError(f"{images.uri}: no images are left to measure the accuracy on")
+        raise GraphError(f"{uri}: no images are left to measure the accuracy on")
     return np.concatenate(flags, axis=1)

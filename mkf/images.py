@@ -30,6 +30,7 @@ class Images:
 
     uri: str
     count: int  # in the whole dataset
+    fingerprint: str  # of all samples' ids and labels
     notes: tuple[str, ...]  # what a reader of the results must know of labels or left-out files
     dataset: Dataset
     preprocessing: ServedPreprocessing
@@ -120,8 +121,8 @@ def open_images(
         ) from error
     try:
         dataset = open_dataset(uri, classes=classes, class_ids=class_ids)
-        count = survey(dataset).images
+        surveyed = survey(dataset)
     except ServiceError as error:
         raise InputError(f"{uri}: {error}") from error
     served = ServedPreprocessing.model_validate(asdict(preprocessing))
-    return Images(uri, count, dataset.notes, dataset, served)
+    return Images(uri, surveyed.images, surveyed.fingerprint, dataset.notes, dataset, served)

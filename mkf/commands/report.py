@@ -52,8 +52,8 @@ def report(
     """
     from mkf.errors import InputError
     from mkf.keys import load_keys
+    from mkf.ladder_results import read_ladder
     from mkf.report.discovered import read_discovered
-    from mkf.report.ladder import read_ladder
     from mkf.report.network import load_network, study_network
     from mkf.report.page import read_evaluation, render
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, Field, ValidationError
 
 from mkf.errors import InputError, MissingExtraError, one_line
+from mkf.ladder_results import Ladder
 from mkf.report import figures as science
 from mkf.report import numbers, wording
 from mkf.report.discovered import SECTION as DISCOVERED_SECTION
 from mkf.report.discovered import Discovered, discovered_figures
 from mkf.report.ladder import SECTION as LADDER_SECTION
-from mkf.report.ladder import Ladder, ladder_figure
+from mkf.report.ladder import ladder_figure
 from mkf.report.network import Network
 from mkf.report.study import Study
 from mkf.repository import Figure

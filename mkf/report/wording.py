@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mkf.ladder_results import Ladder, Rung
 from mkf.report.discovered import Discovered
 from mkf.report.figures import SIGMA
-from mkf.report.ladder import Ladder, Rung
 from mkf.report.numbers import percent
 from mkf.report.study import KeyPair, Study, WorstFilter
 

@@ -39,12 +39,13 @@ pytest.importorskip("matplotlib", reason="install mkf[report]")
 
 import matplotlib as mpl
 
+from mkf.ladder_results import read_ladder
 from mkf.report import figures as drawn
 from mkf.report import wording
 from mkf.report.discovered import cost_figure, discovered_figures, read_discovered
 from mkf.report.drawing import DIVERGING, SERIES
 from mkf.report.exported import export_figures
-from mkf.report.ladder import ladder_figure, read_ladder
+from mkf.report.ladder import ladder_figure
 from mkf.report.network import Network, load_network, study_network
 from mkf.report.numbers import letter, percent, points
 from mkf.report.page import read_evaluation, render
