@@ -9,6 +9,7 @@ import typer
 from mkf.commands.export import export
 from mkf.commands.fit import fit, kernels, spread
 from mkf.commands.graph import idealize, inspect
+from mkf.commands.ladder import ladder
 from mkf.errors import MkfError
 
 app = typer.Typer(
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (fit, spread, kernels, inspect, idealize, export):
+for command in (fit, spread, kernels, inspect, idealize, ladder, export):
     app.command()(command)
 
 

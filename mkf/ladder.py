@@ -48,6 +48,12 @@ class RungChoice:
         parts = ["1 key" if terms == 1 else f"{terms} keys", _NAMES.get(self.choice.scales, "")]
         return ", ".join(filter(None, [*parts, "calibrated" if self.calibrated else ""]))
 
+    @property
+    def key(self) -> str:
+        """What tells it from all other rungs."""
+        settings = {name: str(value) for name, value in asdict(self.choice).items()}
+        return json.dumps(settings | {"calibrated": self.calibrated}, sort_keys=True)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -109,6 +115,7 @@ def climb(
     records: Path,
     announce: Callable[[str, int], None] = lambda *_: None,
     advance: Callable[[int], None] = lambda _: None,
+    done: Callable[[], None] = lambda: None,
 ) -> Ladder:
     """Measure every rung; what `records` holds of an earlier call is not measured again.
 
@@ -116,10 +123,9 @@ def climb(
     ----------
     records
         A file of JSON lines, one a rung, with which images it got right.
-    announce
-        Called before each measurement with its name and its number of images.
-    advance
-        Called with each number of images done.
+    announce, advance, done
+        Called before each measurement with its rung's key and its number of images, with each
+        number of images done, and after each rung.
 
     Raises
     ------
@@ -158,12 +164,14 @@ def climb(
         return model, _facts(found.idealization) | {"missed": missed}
 
     baseline = measured("learned", lambda: (network.model, {}))
+    done()
     found = []
     for step in steps:
-        record = measured(_key(step), partial(rung_model, step))
+        record = measured(step.key, partial(rung_model, step))
         numbers = [numbers_per_filter(step.choice, int(count)) for count in filters]
         average = float(np.average(numbers, weights=filters))
         found.append(_rung(step, record, baseline.flags, average))
+        done()
     return Ladder(
         schema_version=1,
         source=source.provenance.source,
@@ -295,12 +303,6 @@ class _Records:
 def _unpacked(record: dict[str, Any]) -> NDArray[np.bool_]:
     bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
     return np.unpackbits(bits, count=record["images"]).astype(bool)
-
-
-def _key(step: RungChoice) -> str:
-    """What tells one rung from all others."""
-    settings = {name: str(value) for name, value in asdict(step.choice).items()}
-    return json.dumps(settings | {"calibrated": step.calibrated}, sort_keys=True)
 
 
 def _identity(model: onnx.ModelProto, source: Source, setting: Setting) -> str:

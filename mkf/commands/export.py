@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +11,16 @@ from rich.console import Console
 from rich.table import Table
 
 from mkf.commands.options import (
+    ArchitectureOption,
     Boundary,
     BoundaryOption,
+    ColorOption,
+    CropFractionOption,
+    CropModeOption,
     FreeScales,
     FreeScalesOption,
+    InputSizeOption,
+    InterpolationOption,
     JsonOption,
     KeysOption,
     Method,
@@ -24,25 +29,6 @@ from mkf.commands.options import (
 )
 
 DEFAULT_REPOSITORY = Path("model_repository")
-
-
-class Interpolation(StrEnum):
-    """Pillow's resampling filters."""
-
-    BICUBIC = "bicubic"
-    BILINEAR = "bilinear"
-    LANCZOS = "lanczos"
-    NEAREST = "nearest"
-    BOX = "box"
-    HAMMING = "hamming"
-
-
-class CropMode(StrEnum):
-    """timm's crop modes."""
-
-    CENTER = "center"
-    SQUASH = "squash"
-    BORDER = "border"
 
 
 def export(
@@ -69,26 +55,13 @@ def export(
         bool, typer.Option("--random-weights", help="timm:NAME untrained, not with its weights.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
-    architecture: Annotated[
-        str | None,
-        typer.Option(help="timm's name of a checkpoint's network; found by shape if not given."),
-    ] = None,
-    input_size: Annotated[
-        tuple[int, int] | None, typer.Option(help="Height and width in pixels.", min=1)
-    ] = None,
-    crop_fraction: Annotated[
-        float | None, typer.Option(help="Share of the resized edge that is kept.", min=0.01, max=1)
-    ] = None,
-    interpolation: Annotated[
-        Interpolation | None, typer.Option(help="How images are resized.")
-    ] = None,
-    crop_mode: Annotated[CropMode | None, typer.Option(help="How images are cropped.")] = None,
-    mean: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Of R, G, B scaled to [0, 1].")
-    ] = None,
-    std: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="Of R, G, B scaled to [0, 1].")
-    ] = None,
+    architecture: ArchitectureOption = None,
+    input_size: InputSizeOption = None,
+    crop_fraction: CropFractionOption = None,
+    interpolation: InterpolationOption = None,
+    crop_mode: CropModeOption = None,
+    mean: ColorOption = None,
+    std: ColorOption = None,
     labels: Annotated[
         Path | None, typer.Option(help="Text file with one label a line, in the classes' order.")
     ] = None,

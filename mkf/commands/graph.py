@@ -15,14 +15,20 @@ from rich.text import Text
 from mkf.commands.options import (
     Boundary,
     BoundaryOption,
+    ColorOption,
+    CropFractionOption,
+    CropModeOption,
     FreeScales,
     FreeScalesOption,
+    InputSizeOption,
+    InterpolationOption,
     JsonOption,
     KeysOption,
     Method,
     MethodOption,
     TermsOption,
 )
+from mkf.commands.progress import layer_progress
 
 # As in `mkf.commands.fit`: what is slow to import waits until a command needs it.
 if TYPE_CHECKING:
@@ -65,11 +71,31 @@ def idealize(
     skip_unsuitable: Annotated[
         bool, typer.Option("--skip-unsuitable", help="Leave unsuitable layers as they are.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            help="A dataset, as `mkf-eval` takes it. Layer after layer, the coefficients, the "
+            "offsets, free scales and the bias behind the filters are refitted by least squares to "
+            "the outputs that the learned network gives for its first images; no label is used.",
+            metavar="DATASET",
+        ),
+    ] = None,
+    images: Annotated[int, typer.Option(help="Images for --calibrate.", min=1)] = 256,
+    input_size: InputSizeOption = None,
+    crop_fraction: CropFractionOption = None,
+    interpolation: InterpolationOption = None,
+    crop_mode: CropModeOption = None,
+    mean: ColorOption = None,
+    std: ColorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a copy of an ONNX file with every depthwise filter replaced by a f + b of its key."""
+    """Write a copy of an ONNX file with every depthwise filter replaced by its keys' a f + b.
+
+    Size, crop, mean and the like say how images become the network's inputs, for --calibrate.
+    """
     from mkf.idealization import Choice, idealizer
-    from mkf.networks.onnx_file import idealize_file
+    from mkf.networks.onnx_file import calibrate_file, idealize_file
+    from mkf.networks.sources import Options
 
     choice = Choice(
         method=method.value,
@@ -78,16 +104,60 @@ def idealize(
         keys=keys,
         terms=terms,
     )
-    found = idealize_file(model, out, idealizer(choice), skip_unsuitable=skip_unsuitable)
+    options = Options(
+        input_size=input_size,
+        crop_fraction=crop_fraction,
+        interpolation=interpolation and interpolation.value,
+        crop_mode=crop_mode and crop_mode.value,
+        mean=mean,
+        std=std,
+    )
+    missed: dict[str, float] | None = None
+    if calibrate is None:
+        if options != Options():
+            raise typer.BadParameter("options of the images go with --calibrate")
+        found = idealize_file(model, out, idealizer(choice), skip_unsuitable=skip_unsuitable)
+    elif skip_unsuitable:
+        raise typer.BadParameter("--skip-unsuitable does not go with --calibrate")
+    else:
+        with layer_progress("calibrating") as advance:
+            found, missed = calibrate_file(
+                model,
+                out,
+                idealizer(choice),
+                dataset=calibrate,
+                images=images,
+                options=options,
+                advance=advance,
+            )
+    settings = {
+        "method": method.value,
+        "scales": scales.value,
+        "boundary": boundary.value,
+        "terms": terms,
+        "calibration": calibrate and {"dataset": calibrate, "images": images},
+    }
     if as_json:
-        options = {"method": method.value, "scales": scales.value, "boundary": boundary.value}
-        print(json.dumps({"out": str(out), **options, **_reported(found)}))
+        report = {"out": str(out), **settings, **_reported(found)}
+        for layer in report["layers"] if missed else ():
+            layer["missed"] = missed[layer["name"]] if missed else None
+        print(json.dumps(report))
         return
+    keys_each = "1 key" if terms == 1 else f"{terms} keys"
+    where = "" if scales is FreeScales.PER_FILTER else f", method {method.value}"
     _print_report(
         found,
-        f"{out}: {found.filters} filters idealized by method {method.value}, "
-        f"{scales.value} scales, {boundary.value} boundary",
+        f"{out}: {found.filters} filters idealized by {keys_each} each, {scales.value} scales"
+        f"{where}, {boundary.value} boundary" + (", calibrated" if calibrate else ""),
     )
+    if missed:
+        worst = max(missed, key=lambda name: missed[name])
+        Console().print(
+            Text(
+                f"Of the outputs' variance {missed[worst]:.1%} is missed in {worst}, the worst "
+                f"layer, and {sum(missed.values()) / len(missed):.1%} on average."
+            )
+        )
 
 
 def _described(layer: DepthwiseLayer) -> dict[str, Any]:

@@ -92,3 +92,39 @@ KeysOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of a table.")
 ]
+
+
+class Interpolation(StrEnum):
+    """Pillow's resampling filters."""
+
+    BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
+    LANCZOS = "lanczos"
+    NEAREST = "nearest"
+    BOX = "box"
+    HAMMING = "hamming"
+
+
+class CropMode(StrEnum):
+    """timm's crop modes."""
+
+    CENTER = "center"
+    SQUASH = "squash"
+    BORDER = "border"
+
+
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(help="timm's name of a checkpoint's network; found by shape if not given."),
+]
+InputSizeOption = Annotated[
+    tuple[int, int] | None, typer.Option(help="Height and width in pixels.", min=1)
+]
+CropFractionOption = Annotated[
+    float | None, typer.Option(help="Share of the resized edge that is kept.", min=0.01, max=1)
+]
+InterpolationOption = Annotated[Interpolation | None, typer.Option(help="How images are resized.")]
+CropModeOption = Annotated[CropMode | None, typer.Option(help="How images are cropped.")]
+ColorOption = Annotated[
+    tuple[float, float, float] | None, typer.Option(help="Of R, G, B scaled to [0, 1].")
+]

@@ -8,20 +8,26 @@ all of them are copied into one, `OUT.data` beside `OUT`, and the graph refers t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
-from mkf.errors import GraphError
+from mkf.errors import GraphError, one_line
 from mkf.networks import tensor_storage
 from mkf.networks.onnx_graph import Choose, Idealization, assign_layers, parse
 from mkf.networks.protobuf_patch import Path as FieldPath
 from mkf.networks.protobuf_patch import patch
+
+if TYPE_CHECKING:
+    from mkf.idealization import Idealizer
+    from mkf.networks.sources import Options
 
 # Readers that map external files into memory want tensors to start on a page.
 _PAGE = 4096
@@ -71,6 +77,68 @@ def idealize_file(
     except GraphError as error:
         raise GraphError(f"{source}: {error}") from error
     return found
+
+
+def calibrate_file(
+    source: Path,
+    out: Path,
+    idealize: Idealizer,
+    *,
+    dataset: str,
+    images: int,
+    options: Options,
+    advance: Callable[[int, int], None] = lambda *_: None,
+) -> tuple[Idealization, dict[str, float]]:
+    """Write a copy of an ONNX file, idealized and calibrated (`mkf.calibration.calibrate`).
+
+    Weights and biases change and nothing else; external data goes into the file itself.
+
+    Parameters
+    ----------
+    dataset, images
+        The URI of a dataset, and how many of its first images are looked at.
+    options
+        How images become the network's inputs.
+
+    Returns
+    -------
+    Idealization, dict
+        The keys of every layer, and the share of its outputs' variance that is missed.
+
+    Raises
+    ------
+    InputError
+        The dataset cannot be used.
+    GraphError
+        As `idealize_file` does, or the result would be larger than a file of ONNX can be.
+    """
+    from mkf.calibration import calibrate
+    from mkf.images import open_images
+    from mkf.networks.serving_graph import network_graph
+    from mkf.networks.sources import load_source
+
+    _check_destination(source, out)
+    loaded = load_source(f"onnx:{source}", options)
+    network = network_graph(loaded.model, loaded.preprocessing.input_size)
+    found = open_images(
+        dataset, preprocessing=loaded.preprocessing, classes=len(loaded.provenance.labels)
+    )
+    inputs = [
+        network.normalize(pixels, loaded.preprocessing)
+        for pixels, _ in found.batches(size=16, stop=images)
+    ]
+    model = parse(source.read_bytes())
+    onnx.load_external_data_for_model(model, str(source.parent))
+    try:
+        result = calibrate(model, inputs, idealize, advance=advance)
+        data = model.SerializeToString()
+    except (GraphError, EncodeError, ValueError) as error:
+        raise GraphError(f"{source}: {one_line(error)}") from error
+    with TemporaryDirectory(prefix=".mkf-", dir=out.parent) as staging:
+        staged = Path(staging, out.name)
+        staged.write_bytes(data)
+        staged.replace(out)
+    return result.idealization, result.missed
 
 
 def _check_destination(source: Path, out: Path) -> None:
