@@ -6,10 +6,13 @@ import sys
 
 import typer
 
+from mkf.commands.discover import discover
 from mkf.commands.export import export
 from mkf.commands.fit import fit, kernels, spread
 from mkf.commands.graph import idealize, inspect
 from mkf.commands.ladder import ladder
+from mkf.commands.report import report
+from mkf.commands.retrain import retrain
 from mkf.errors import MkfError
 
 app = typer.Typer(
@@ -19,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for command in (fit, spread, kernels, inspect, idealize, ladder, export):
+for command in (fit, spread, kernels, discover, inspect, idealize, ladder, retrain, export, report):
     app.command()(command)
 
 
