@@ -53,7 +53,7 @@ class Problem:
             raise InputError(f"filters of shape {y.shape}: pass (n, k, k)")
         if not np.isfinite(y).all() or (y.size and np.abs(y).max() > 1e150):
             raise InputError("the filters hold NaN, infinite or huge values: pass finite ones")
-        return cls(y.reshape(len(y), -1))
+        return cls(y.reshape(len(y), y.shape[1] ** 2))
 
     def measured(self, columns: Floats) -> Floats:
         """Columns (n, c, d) or (c, d), common to all, as distance sees them: (n, c, m)."""
