@@ -87,7 +87,7 @@ def rungs(base: Choice, *, calibrated: bool) -> list[RungChoice]:
     steps: Sequence[tuple[FreeScales, tuple[int, ...]]] = (
         (base.scales, (1, 2, 4, 8)),
         ("per-layer", (1, 2, 4)),
-        ("per-filter", (1, 2, 3, 4)),
+        ("per-filter", (1, 2, 3, 4, 8)),
     )
     kinds = (False, True) if calibrated else (False,)
     return [

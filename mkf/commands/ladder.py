@@ -79,7 +79,7 @@ def ladder(
     """Idealize a network with more and more free numbers a filter, and count what it gets right.
 
     Rungs: 1, 2, 4 and all 8 keys a filter at the fit's scales; 1, 2 and 4 at scales of each layer;
-    1 to 4 at scales of each filter; all of them again, calibrated. Nothing is trained. An
+    1, 2, 3, 4 and 8 at scales of each filter; all of them again, calibrated. Nothing is trained. An
     interrupted call goes on where it stopped.
     """
     from mkf.errors import InputError
