@@ -31,7 +31,7 @@ from mkf.networks.sources import Source
 
 _HELD_BYTES = 1_000_000_000  # of decoded pixels; more are decoded again for each rung
 _BATCH = 32
-_NAMES = {"per-layer": "scales a layer", "per-filter": "own scales"}
+_NAMES = {"per-layer": "per layer", "per-filter": "per filter"}  # the scales' reach
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RungChoice:
 
     @property
     def name(self) -> str:
-        """In words, such as `3 keys, own scales`."""
+        """In words, such as `3 keys, per filter`."""
         terms = self.choice.terms
         parts = ["1 key" if terms == 1 else f"{terms} keys", _NAMES.get(self.choice.scales, "")]
         return ", ".join(filter(None, [*parts, "calibrated" if self.calibrated else ""]))

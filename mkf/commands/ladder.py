@@ -170,37 +170,42 @@ def _print(found: Ladder) -> None:
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("rung")
-    headers = ("numbers", "kept", "top-1", "interval", "difference, pp", "interval", "of learned")
-    for header in headers:
-        table.add_column(header, justify="right")
+    table.add_column("\nrung", no_wrap=True)
+    interval = "95 %\ninterval"
+    for header in ("\nfree", "kept\n%", "top-1\n%", interval, "diff.\npp", interval, "share\n%"):
+        table.add_column(header, justify="right", no_wrap=True)
     learned = found.learned_numbers_per_filter
     table.add_row(
         "learned filters",
         "" if learned is None else f"{learned:.1f}",
         "",
-        f"{found.baseline.top1:.2%}",
-        _ends(*found.baseline.top1_interval),
+        f"{100 * found.baseline.top1:.2f}",
+        _ends(*(100 * end for end in found.baseline.top1_interval)),
     )
+    calibrated = False
     for rung in found.rungs:
-        low, high = rung.difference_interval_pp
+        if rung.calibrated and not calibrated:
+            table.add_section()
+            table.add_row("calibrated")
+            calibrated = True
         table.add_row(
-            rung.name,
+            rung.name.removesuffix(", calibrated"),
             f"{rung.numbers_per_filter:.1f}",
-            f"{rung.kept:.1%}",
-            f"{rung.top1:.2%}",
-            _ends(*rung.top1_interval),
+            f"{100 * rung.kept:.1f}",
+            f"{100 * rung.top1:.2f}",
+            _ends(*(100 * end for end in rung.top1_interval)),
             f"{rung.difference_pp:+.2f}",
-            f"{low:+.2f} to {high:+.2f}",
-            f"{rung.share_of_baseline:.1%}",
+            _ends(*rung.difference_interval_pp),
+            f"{100 * rung.share_of_baseline:.1f}",
         )
     console = Console()
     console.print(table)
     console.print(
         Text(
-            "numbers: free numbers a filter, beside the choice of its keys; kept: share of the "
-            "filters' variance, which a calibration does not aim at; differences are paired, "
-            "intervals of 95 %."
+            "per layer, per filter: the reach of the scales, else the same in the whole network. "
+            "free: free numbers a filter, beside the choice of its keys. kept: share of the "
+            "filters' variance, which a calibration does not aim at. share: of the learned "
+            "network's top-1. Differences are paired, intervals of 95 %."
         )
     )
     if found.calibration is not None:
@@ -216,4 +221,4 @@ def _print(found: Ladder) -> None:
 
 
 def _ends(low: float, high: float) -> str:
-    return f"{100 * low:.2f} to {100 * high:.2f} %"
+    return f"{low:.1f} to {high:.1f}"

@@ -51,10 +51,12 @@ def test_the_ladder(network: Path, labels: Path, tmp_path: Path) -> None:
     assert (out / "ladder.svg").read_bytes().startswith(b"<?xml")
     names = [rung["name"] for rung in rungs]
     assert names[0] == "1 key"
-    assert names[10] == "4 keys, own scales"
-    assert names[-1] == "8 keys, own scales, calibrated"
+    assert names[10] == "4 keys, per filter"
+    assert names[-1] == "8 keys, per filter, calibrated"
     numbers = [rung["numbers_per_filter"] for rung in rungs[:12]]
-    assert numbers == pytest.approx([2, 3, 5, 9, 2 + 16 / 6, 3 + 16 / 6, 5 + 16 / 6, 4, 7, 10, 13, 25])
+    assert numbers == pytest.approx(
+        [2, 3, 5, 9, 2 + 16 / 6, 3 + 16 / 6, 5 + 16 / 6, 4, 7, 10, 13, 25]
+    )
     for rung in rungs:
         right = round(40 * rung["top1"])
         learned = round(40 * found["baseline"]["top1"])
@@ -64,7 +66,7 @@ def test_the_ladder(network: Path, labels: Path, tmp_path: Path) -> None:
         assert low <= rung["difference_pp"] <= high
     kept = {rung["name"]: rung["kept"] for rung in rungs}
     assert kept["1 key"] < kept["2 keys"] < kept["4 keys"] < kept["8 keys"]
-    assert kept["1 key"] < kept["1 key, scales a layer"] < kept["1 key, own scales"]
+    assert kept["1 key"] < kept["1 key, per layer"] < kept["1 key, per filter"]
 
     # An interrupted call: half of the rungs are there, the last of them cut short.
     records = out / "rungs.jsonl"
