@@ -168,7 +168,7 @@ def _print(found: Ladder) -> None:
     table = Table(
         title=Text(f"{found.source} on {found.images:,} images of {found.dataset}{part}"),
         box=SIMPLE,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("\nrung", no_wrap=True)
     interval = "95 %\ninterval"
