@@ -1,4 +1,4 @@
-"""Which images networks get right: several served graphs over the same pixels in one pass."""
+"""A network and images: what it is given, and which of them served graphs get right."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from mkf.errors import GraphError
-from mkf.images import Images
+from mkf.images import Images, open_images
 from mkf.networks.serving_graph import network_graph, serving_graph
 from mkf.networks.sources import Source, open_session
 
@@ -20,6 +20,26 @@ def served(source: Source, model: onnx.ModelProto | None = None) -> onnx.ModelPr
         source.model if model is None else model, source.preprocessing.input_size
     )
     return serving_graph(network, source.preprocessing)
+
+
+def open_images_of(source: Source, uri: str) -> Images:
+    """The images of a dataset URI as the source takes them; errors as `open_images` raises them."""
+    provenance = source.provenance
+    return open_images(
+        uri,
+        preprocessing=source.preprocessing,
+        classes=len(provenance.labels),
+        class_ids=provenance.class_ids,
+    )
+
+
+def network_inputs(source: Source, images: Images, *, count: int) -> list[NDArray[np.float32]]:
+    """The first images of a dataset as the source's own graph takes them, in batches of 16."""
+    network = network_graph(source.model, source.preprocessing.input_size)
+    return [
+        network.normalize(pixels, source.preprocessing)
+        for pixels, _ in images.batches(size=16, stop=count)
+    ]
 
 
 def correct(

@@ -11,7 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mkf.errors import ExportError, GraphError, MissingExtraError, one_line
+from mkf.accuracy import network_inputs, open_images_of
+from mkf.calibration import calibrate
+from mkf.errors import ExportError, GraphError, InputError, MissingExtraError, one_line
 from mkf.idealization import Choice, fit, idealizer, kernels_by_size
 from mkf.keys import load_keys
 from mkf.networks import onnx_graph, tensor_storage
@@ -43,12 +45,21 @@ class Exported:
     kept: float | None  # share of all filters' variance; None for the baseline
 
 
+@dataclass(frozen=True)
+class CalibrationImages:
+    """The images on which an idealized network is refitted."""
+
+    dataset: str  # URI
+    images: int  # its first ones
+
+
 def export(
     source: Source,
     repository: Path,
     *,
     choice: Choice,
     retrained: Source | None = None,
+    calibration: CalibrationImages | None = None,
     threads: int = 0,
 ) -> list[Exported]:
     """Write `convnext_baseline` and `convnext_idealized` to a model repository.
@@ -61,21 +72,32 @@ def export(
     retrained
         A network of the same graph with those same filters, whose other weights were trained around
         them ("retrain"), to be written as the idealized model instead.
+    calibration
+        Images to whose activations the substituted filters are refitted, and with them the biases
+        behind (`mkf.calibration`); not for a retrained network.
 
     Raises
     ------
     GraphError
         The network has no depthwise convolution that can be idealized, or cannot be served.
+    InputError
+        A network is to be both retrained and calibrated, or a dataset cannot be used.
     ExportError
         A served graph does not reproduce its source, `retrained` is not the baseline's sibling, or
         the files cannot be written.
     """
+    if retrained is not None and calibration is not None:
+        raise InputError("a retrained network is complete: leave the calibration away")
     substituted = onnx.ModelProto()
     substituted.CopyFrom(source.model)
     try:
-        idealization, kept = _idealize(substituted, choice, trained=retrained is not None)
+        if calibration is None:
+            found = onnx_graph.idealize(substituted, idealizer(choice))
+        else:
+            found = _calibrate(source, substituted, choice, calibration)
     except GraphError as error:
         raise GraphError(f"{source.provenance.source}: {error}") from error
+    idealization = _record(found, choice, calibration, trained=retrained is not None)
     if retrained is None:
         idealized, idealized_reference = substituted, run_graph(substituted)
     else:
@@ -108,32 +130,43 @@ def export(
             model.name,
             repository / model.name,
             difference,
-            kept if model.idealization else None,
+            found.kept if model.idealization else None,
         )
         for model, difference in zip(models, differences, strict=True)
     ]
 
 
-def _idealize(
-    model: onnx.ModelProto, choice: Choice, *, trained: bool
-) -> tuple[Idealization, float]:
-    """Put the fitted kernels into the depthwise layers, in place; the share of variance kept."""
-    keys = load_keys(choice.keys)
-    fits = fit(choice)
-    idealized = onnx_graph.idealize(model, idealizer(choice))
+def _calibrate(
+    source: Source, model: onnx.ModelProto, choice: Choice, calibration: CalibrationImages
+) -> onnx_graph.Idealization:
+    """Idealize the model in place, refitted to the source's activations."""
+    images = open_images_of(source, calibration.dataset)
+    inputs = network_inputs(source, images, count=calibration.images)
+    return calibrate(model, inputs, idealizer(choice)).idealization
+
+
+def _record(
+    found: onnx_graph.Idealization,
+    choice: Choice,
+    calibration: CalibrationImages | None,
+    *,
+    trained: bool,
+) -> Idealization:
+    """What the manifest says of an idealization."""
+    keys, fits = load_keys(choice.keys), fit(choice)
     scales = [
         {"key": one.key, "sigma_x": one.sigma_x, "sigma_y": one.sigma_y, "gamma": one.gamma}
         for one in fits
     ]
     settings = {name: value for name, value in asdict(choice).items() if name != "keys"}
-    record = Idealization(
-        fit=settings | {"keys": scales},
+    refitted = None if calibration is None else asdict(calibration)
+    return Idealization(
+        fit=settings | {"calibration": refitted, "keys": scales},
         kernels=kernels_by_size(fits, choice.boundary)(keys.shape[1]).tolist(),
         learned_keys=keys.tolist(),
-        layers=[_layer_record(layer) for layer in idealized.layers],
+        layers=[_layer_record(layer) for layer in found.layers],
         trained=trained,
     )
-    return record, idealized.kept
 
 
 def _figures(

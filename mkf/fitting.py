@@ -7,17 +7,18 @@ section 4. A and B match spreads (`mkf.spread_fit`), C and D take the nearest mo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mkf.distance_fit import DistanceFit, Norm, fit_sharpening
+from mkf.distance_fit import DistanceFit, fit_sharpening
 from mkf.errors import FitError, InputError, KeysError
 from mkf.idealized import SIZES, Boundary, check_shape, idealized_kernel
 from mkf.keys import COUNT, MASTER_KEYS, ScaleGroup, normalize_keys
+from mkf.scale_descent import Norm
 from mkf.spread_fit import SpreadFit
 
 Method = Literal["A", "B", "C", "D"]
@@ -61,9 +62,11 @@ class KeyFit(Scales):
 
 
 class _Estimator(Protocol):
-    def separate(self, key: int, h: NDArray[np.float64]) -> tuple[float, float]: ...
+    def separate(
+        self, members: Mapping[int, NDArray[np.float64]]
+    ) -> Mapping[int, tuple[float, float]]: ...
 
-    def pooled(self, members: Mapping[int, NDArray[np.float64]]) -> float: ...
+    def pooled(self, groups: Sequence[Mapping[int, NDArray[np.float64]]]) -> list[float]: ...
 
 
 def fit_keys(
@@ -124,11 +127,11 @@ def fit_keys(
     estimator = _estimator(method, boundary)
     found: dict[int, Scales] = {}
     if scales == "separate":
-        for key, h in separable.items():
-            found[key] = Scales(key, *estimator.separate(key, h))
+        for key, (sigma_x, sigma_y) in estimator.separate(separable).items():
+            found[key] = Scales(key, sigma_x, sigma_y)
     else:
-        for members in _groups(scales):
-            sigma = estimator.pooled({key: separable[key] for key in members})
+        groups = [{key: separable[key] for key in members} for members in _groups(scales)]
+        for members, sigma in zip(groups, estimator.pooled(groups), strict=True):
             found |= {key: Scales(key, sigma, sigma) for key in members}
     norm: Norm = "l1" if method == "C" else "l2"
     sigma, gamma = fit_sharpening(normalized[7], method=method, norm=norm, boundary=boundary)

@@ -60,9 +60,7 @@ class Choice:
 class Idealizer(Protocol):
     """From a layer's filters (n, k, k) to idealized ones, near them or as a problem asks."""
 
-    def __call__(
-        self, learned: NDArray[np.float64], problem: Problem | None = None
-    ) -> Idealized:
+    def __call__(self, learned: NDArray[np.float64], problem: Problem | None = None) -> Idealized:
         """The layer's idealized filters."""
         ...
 

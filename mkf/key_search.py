@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 # Beyond these a curve of clusterings is flat, and its chord too long.
 _MOST_CLUSTERS = 50
+_STARTS = 10  # of the clustering whose keys are taken; those of the curve have one each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +144,12 @@ def search_by_clustering(filters: FilterSet, settings: Settings, progress: Progr
     clusters = LineClusters(filters.lines, seed=settings.seed)
     most = min(max(_MOST_CLUSTERS, settings.count or 1), len(filters.lines))
     bar = progress.add_task("clustering", total=most)
-    tried = []
+    costs = []
     for count in range(1, most + 1):
-        tried.append(clusters.keys(count))
+        costs.append(reconstruction_cost(filters.lines, clusters.keys(count)))
         progress.advance(bar)
-    costs = [reconstruction_cost(filters.lines, keys) for keys in tried]
     bend = elbow(costs)
-    keys = tried[(settings.count or bend) - 1]
+    keys = clusters.keys(settings.count or bend, starts=_STARTS)
     if settings.refine:
         keys = refine(filters.lines, keys)
     return Found(keys, costs, bend, "reconstruction", None)

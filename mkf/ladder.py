@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mkf.accuracy import correct_batches, served
+from mkf.accuracy import correct_batches, network_inputs, served
 from mkf.calibration import calibrate
 from mkf.errors import InputError
 from mkf.idealization import Choice, FreeScales, idealizer, numbers_per_filter
@@ -157,8 +157,9 @@ def climb(
         if not step.calibrated:
             return model, _facts(idealize(model, choose))
         if not inputs:
-            batches = setting.calibration.batches(size=16, stop=setting.calibration_images)
-            inputs.extend(network.normalize(images, source.preprocessing) for images, _ in batches)
+            inputs.extend(
+                network_inputs(source, setting.calibration, count=setting.calibration_images)
+            )
         found = calibrate(model, inputs, choose)
         missed = float(np.clip(np.mean(list(found.missed.values())), 0, 1))
         return model, _facts(found.idealization) | {"missed": missed}

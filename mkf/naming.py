@@ -9,7 +9,7 @@ over the model's scales: the least l2 distance [LBK, section 4, D] where factor 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,12 @@ from scipy.optimize import linear_sum_assignment
 
 from mkf.idealized import Boundary, axis_factor, laplacian_of_gaussian, unit_impulse
 from mkf.keys import COUNT, MASTER_KEYS, Operator, master_key
-from mkf.scale_search import least
+from mkf.scale_search import SIGMA_MAX
 
 Floats = NDArray[np.float64]
 
 _GAMMA_MAX = 100.0  # square pixels
+_NODES, _LATTICES = 65, 8  # the last is spaced 4e-11 of the first one's width
 
 
 def least_cosine(size: int) -> float:
@@ -110,26 +111,22 @@ def _separable(key: int, h: Floats, boundary: Boundary) -> Name:
     """The best scales of keys 1-6 and 8."""
     master, size = MASTER_KEYS[key], len(h)
 
-    def cosines(sigma: Floats) -> Floats:
-        # Few scales of a lattice differ, and the Bessel functions are what costs.
-        factors = []
-        for axis, values in (("x", sigma[:, 0]), ("y", sigma[:, 1])):
-            different, which = np.unique(values, return_inverse=True)
-            made = axis_factor(master, axis, different, boundary=boundary, size=size)  # type: ignore[arg-type]
-            factors.append(made[which])
-        along_x, along_y = factors  # (n, k), by increasing coordinate: y is up, rows go down
-        products = np.einsum("nj,ji,ni->n", along_y, h[::-1], along_x, optimize=True)
-        # |f g - mean|^2 of an outer product, from its factors alone.
-        squares = np.einsum("ni,ni->n", along_x, along_x) * np.einsum("nj,nj->n", along_y, along_y)
-        sums = along_x.sum(axis=1) * along_y.sum(axis=1)
+    def cosines(sigma_x: Floats, sigma_y: Floats) -> Floats:
+        """Signed, of each of (nx,) scales with each of (ny,): (nx, ny)."""
+        along_x = axis_factor(master, "x", sigma_x, boundary=boundary, size=size)
+        along_y = axis_factor(master, "y", sigma_y, boundary=boundary, size=size)
+        products = along_x @ h[::-1].T @ along_y.T  # y is up, and rows go down
+        # The norm of an outer product without its mean, from its factors alone.
+        squares = np.outer(np.sum(along_x**2, axis=1), np.sum(along_y**2, axis=1))
+        sums = np.outer(along_x.sum(axis=1), along_y.sum(axis=1))
         norms = np.sqrt(np.maximum(squares - (sums / size) ** 2, 0))
         # A model that is next to constant has no direction that its rounding would leave.
         clear = norms > 1e-6 * np.sqrt(squares)
         return np.asarray(np.divide(products, norms, out=np.zeros_like(products), where=clear))
 
-    scales = least(lambda sigma: -np.abs(cosines(sigma)), dimensions=2)
-    cosine = float(cosines(scales[None])[0])
-    return _named(key, size, cosine, float(scales[0]), float(scales[1]), None)
+    sigma_x, sigma_y = _best_scales(cosines, 2)
+    cosine = float(cosines(np.array([sigma_x]), np.array([sigma_y]))[0, 0])
+    return _named(key, size, cosine, sigma_x, sigma_y, None)
 
 
 def _sharpening(key: int, h: Floats, boundary: Boundary) -> Name:
@@ -158,9 +155,26 @@ def _sharpening(key: int, h: Floats, boundary: Boundary) -> Name:
         best = np.abs(cosines).argmax(axis=0), np.arange(len(sigma))
         return cosines[best], gammas[best]
 
-    sigma = least(lambda sigma: -np.abs(solved(sigma[:, 0])[0]), dimensions=1)
-    cosine, gamma = solved(sigma)
-    return _named(key, size, float(cosine[0]), float(sigma[0]), float(sigma[0]), float(gamma[0]))
+    (sigma,) = _best_scales(lambda sigma: solved(sigma)[0], 1)
+    cosine, gamma = solved(np.array([sigma]))
+    return _named(key, size, float(cosine[0]), sigma, sigma, float(gamma[0]))
+
+
+def _best_scales(cosines: Callable[..., Floats], dimensions: int) -> list[float]:
+    """Scales of greatest |cosine|: on a lattice over all, then on finer ones around its best node.
+
+    Lattices are even in u = sigma / (1 + sigma), as in `mkf.scale_search`. Cosines are smooth, so
+    that one start is enough where a norm with kinks takes many.
+    """
+    low, high = np.zeros(dimensions), np.full(dimensions, SIGMA_MAX / (1 + SIGMA_MAX))
+    for _ in range(_LATTICES):
+        axes = np.linspace(low, high, _NODES, axis=1)  # (dimensions, nodes)
+        scales = axes / (1 - axes)
+        place = np.unravel_index(np.abs(cosines(*scales)).argmax(), (_NODES,) * dimensions)
+        best = axes[np.arange(dimensions), place]
+        reach = 2 * (high - low) / (_NODES - 1)
+        low, high = np.maximum(best - reach, low), np.minimum(best + reach, high)
+    return [float(scale) for scale in best / (1 - best)]
 
 
 def _named(

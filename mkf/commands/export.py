@@ -14,6 +14,8 @@ from mkf.commands.options import (
     ArchitectureOption,
     Boundary,
     BoundaryOption,
+    CalibrateOption,
+    CalibrationImagesOption,
     ColorOption,
     CropFractionOption,
     CropModeOption,
@@ -51,6 +53,8 @@ def export(
             "filters; if not given, they are substituted and nothing is trained."
         ),
     ] = None,
+    calibrate: CalibrateOption = None,
+    images: CalibrationImagesOption = 256,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="timm:NAME untrained, not with its weights.")
     ] = False,
@@ -82,6 +86,7 @@ def export(
     Both are ONNX graphs of opset 20 that take uint8 images of any batch size, in the layout of an
     NVIDIA Triton model repository; each is checked against its source at batch 1, 2 and 32.
     """
+    from mkf.export import CalibrationImages
     from mkf.export import export as export_models
     from mkf.idealization import Choice
     from mkf.networks.sources import DEMO_SIBLING, Options, load_source
@@ -108,7 +113,7 @@ def export(
         terms=terms,
     )
     # The demo's sibling was trained around the default choice's filters.
-    if source == "demo" and retrained is None and choice == Choice():
+    if source == "demo" and retrained is None and calibrate is None and choice == Choice():
         retrained = DEMO_SIBLING
     baseline = load_source(source, options)
     exported = export_models(
@@ -116,6 +121,7 @@ def export(
         repository,
         choice=choice,
         retrained=load_source(retrained, options) if retrained else None,
+        calibration=CalibrationImages(calibrate, images) if calibrate else None,
         threads=threads,
     )
     report = {

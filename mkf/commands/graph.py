@@ -15,6 +15,8 @@ from rich.text import Text
 from mkf.commands.options import (
     Boundary,
     BoundaryOption,
+    CalibrateOption,
+    CalibrationImagesOption,
     ColorOption,
     CropFractionOption,
     CropModeOption,
@@ -71,16 +73,8 @@ def idealize(
     skip_unsuitable: Annotated[
         bool, typer.Option("--skip-unsuitable", help="Leave unsuitable layers as they are.")
     ] = False,
-    calibrate: Annotated[
-        str | None,
-        typer.Option(
-            help="A dataset, as `mkf-eval` takes it. Layer after layer, the coefficients, the "
-            "offsets, free scales and the bias behind the filters are refitted by least squares to "
-            "the outputs that the learned network gives for its first images; no label is used.",
-            metavar="DATASET",
-        ),
-    ] = None,
-    images: Annotated[int, typer.Option(help="Images for --calibrate.", min=1)] = 256,
+    calibrate: CalibrateOption = None,
+    images: CalibrationImagesOption = 256,
     input_size: InputSizeOption = None,
     crop_fraction: CropFractionOption = None,
     interpolation: InterpolationOption = None,

@@ -82,9 +82,9 @@ def ladder(
     1, 2, 3, 4 and 8 at scales of each filter; all of them again, calibrated. Nothing is trained. An
     interrupted call goes on where it stopped.
     """
+    from mkf.accuracy import open_images_of
     from mkf.errors import InputError
     from mkf.idealization import Choice
-    from mkf.images import open_images
     from mkf.ladder import Setting, climb, rungs
     from mkf.networks.sources import Options, load_source
 
@@ -98,16 +98,7 @@ def ladder(
         std=std,
     )
     loaded = load_source(source, options)
-    provenance = loaded.provenance
-    opened = {
-        uri: open_images(
-            uri,
-            preprocessing=loaded.preprocessing,
-            classes=len(provenance.labels),
-            class_ids=provenance.class_ids,
-        )
-        for uri in {dataset, calibrate or dataset}
-    }
+    opened = {uri: open_images_of(loaded, uri) for uri in {dataset, calibrate or dataset}}
     setting = Setting(opened[dataset], limit or None, opened[calibrate or dataset], images)
     steps = rungs(
         Choice(method=method.value, scales=scales.value, boundary=boundary.value, keys=keys),
@@ -147,7 +138,7 @@ def ladder(
     Console().print(Text(f"In {out}: ladder.json" + (", ladder.svg" if drawn else "")))
     if not drawn:
         Console().print("No picture was drawn: install matplotlib with pip install 'mkf[report]'.")
-    Console().print(f"License of the weights: {provenance.license}")
+    Console().print(f"License of the weights: {loaded.provenance.license}")
 
 
 def _draw(found: Ladder, out: Path) -> bool:

@@ -75,6 +75,16 @@ TermsOption = Annotated[
         max=8,
     ),
 ]
+CalibrateOption = Annotated[
+    str | None,
+    typer.Option(
+        help="A dataset, as `mkf-eval` takes it. Layer after layer, the coefficients, the "
+        "offsets, free scales and the bias behind the filters are refitted by least squares to "
+        "the outputs that the learned network gives for its first images; no label is used.",
+        metavar="DATASET",
+    ),
+]
+CalibrationImagesOption = Annotated[int, typer.Option(help="Images for --calibrate.", min=1)]
 BoundaryOption = Annotated[
     Boundary,
     typer.Option(

@@ -38,17 +38,19 @@ def report(
         Path | None, typer.Option(help="What `mkf ladder` wrote, for its figure and table.")
     ] = None,
     discovered: Annotated[
-        Path | None, typer.Option(help="What `mkf discover` wrote: found keys and cost curve.")
+        Path | None,
+        typer.Option(
+            help="The .json file that `mkf discover` wrote beside its keys: found keys, cost curve."
+        ),
     ] = None,
     results: Annotated[
         Path | None, typer.Option(help="An evaluation's results.json, for the accuracies.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the keys beside their models, the scales, the layers and the filters that cost most.
+    """Draw the keys beside their models, their scales, the layers' keys, the costliest filters.
 
-    One HTML file with its figures inside: no script, nothing to load, for screens of any width and
-    for paper.
+    The page is one HTML file with its figures inside, for screens of any width and for paper.
     """
     from mkf.errors import InputError
     from mkf.keys import load_keys

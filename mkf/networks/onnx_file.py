@@ -112,21 +112,13 @@ def calibrate_file(
     GraphError
         As `idealize_file` does, or the result would be larger than a file of ONNX can be.
     """
+    from mkf.accuracy import network_inputs, open_images_of
     from mkf.calibration import calibrate
-    from mkf.images import open_images
-    from mkf.networks.serving_graph import network_graph
     from mkf.networks.sources import load_source
 
     _check_destination(source, out)
     loaded = load_source(f"onnx:{source}", options)
-    network = network_graph(loaded.model, loaded.preprocessing.input_size)
-    found = open_images(
-        dataset, preprocessing=loaded.preprocessing, classes=len(loaded.provenance.labels)
-    )
-    inputs = [
-        network.normalize(pixels, loaded.preprocessing)
-        for pixels, _ in found.batches(size=16, stop=images)
-    ]
+    inputs = network_inputs(loaded, open_images_of(loaded, dataset), count=images)
     model = parse(source.read_bytes())
     onnx.load_external_data_for_model(model, str(source.parent))
     try:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from mkf.errors import InputError, one_line
 from mkf.keys import MASTER_KEYS
 from mkf.report.drawing import INK, LINE, SERIES, WIDTH, add_axes, draw_kernels, draw_svg
+from mkf.report.files import read_json
 from mkf.report.numbers import percent
 from mkf.report.study import operator_name
 from mkf.repository import Figure
@@ -70,12 +69,7 @@ def read_discovered(path: Path) -> Discovered:
     InputError
         The file cannot be read or is none of `mkf discover`'s.
     """
-    try:
-        return Discovered.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        raise InputError(
-            f"{path}: {one_line(error)}; give a file that `mkf discover` wrote"
-        ) from error
+    return read_json(path, Discovered, wanted="the .json file that `mkf discover` wrote")
 
 
 def discovered_figures(found: Discovered) -> list[Figure]:

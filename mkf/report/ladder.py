@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mkf.ladder_results import Ladder
-from mkf.report.drawing import INK, LINE, SERIES, SOFT, WIDTH, add_axes, draw_svg
+from mkf.report.drawing import HALO, INK, LINE, SERIES, SOFT, WIDTH, add_axes, draw_svg
 from mkf.report.numbers import letter, percent
 from mkf.repository import Figure
 
@@ -63,6 +63,7 @@ def ladder_figure(ladder: Ladder) -> Figure:
                 xytext=(4, -11),
                 textcoords="offset points",
                 color=SOFT,
+                path_effects=HALO,
             )
         if numbers.max() > 8 * numbers.min():
             axes.set_xscale("log")

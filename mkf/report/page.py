@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from mkf.errors import InputError, MissingExtraError, one_line
+from mkf.errors import MissingExtraError
 from mkf.ladder_results import Ladder
 from mkf.report import figures as science
 from mkf.report import numbers, wording
 from mkf.report.discovered import SECTION as DISCOVERED_SECTION
 from mkf.report.discovered import Discovered, discovered_figures
+from mkf.report.files import read_json
 from mkf.report.ladder import SECTION as LADDER_SECTION
 from mkf.report.ladder import ladder_figure
 from mkf.report.network import Network
@@ -88,12 +88,7 @@ def read_evaluation(path: Path) -> Evaluation:
     InputError
         The file cannot be read or holds no results.
     """
-    try:
-        return Evaluation.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        raise InputError(
-            f"{path}: {one_line(error)}; give the results.json of an evaluation"
-        ) from error
+    return read_json(path, Evaluation, wanted="the results.json of an evaluation")
 
 
 def render(

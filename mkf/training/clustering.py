@@ -9,7 +9,6 @@ from mkf.discovery import principal_direction
 from mkf.errors import MissingExtraError
 
 _FEATURES = 200
-_STARTS = 3
 
 
 class LineClusters:
@@ -52,10 +51,13 @@ class LineClusters:
         self.seed = seed
         self.features = feature_map.fit_transform(lines)
 
-    def keys(self, count: int) -> NDArray[np.float64]:
-        """The first principal direction of each of `count` clusters, (count, d)."""
+    def keys(self, count: int, *, starts: int = 1) -> NDArray[np.float64]:
+        """The first principal direction of each of `count` clusters, (count, d).
+
+        Of several starts the one of least inertia is taken.
+        """
         from sklearn.cluster import KMeans
 
-        clusters = KMeans(count, n_init=_STARTS, random_state=self.seed).fit(self.features)
+        clusters = KMeans(count, n_init=starts, random_state=self.seed).fit(self.features)
         members = [self.lines[clusters.labels_ == cluster] for cluster in range(count)]
         return np.stack([principal_direction(lines) for lines in members])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,5 +74,7 @@ def join(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     distributed.init_process_group("nccl" if cuda else "gloo")
     yield Processes(distributed.get_rank(), count, chosen)
-    # After an error the others may still be waiting: torchrun ends them, nothing here waits too.
-    distributed.destroy_process_group()
+    # What was trained goes first. Held last by a DistributedDataParallel, the group would be ended
+    # under Python's lock, for which one of its own threads may be waiting: a deadlock.
+    gc.collect()
+    distributed.destroy_process_group()  # not after an error: the others may still be waiting

@@ -71,17 +71,29 @@ def retrain(
     """
     plan.check()
     with join(device) as processes:
-        run = _Run(plan, out, processes, resume=resume, workers=workers)
-        if processes.leads:
-            run.introduce(tell)
-        try:
-            run.train()
-        except KeyboardInterrupt:
-            raise TrainingError(
-                f"interrupted; {run.saved} of {plan.recipe.epochs} epochs are saved in {out}, "
-                "go on with --resume"
-            ) from None
-        return run.finish() if processes.leads else None
+        return _work(plan, out, processes, tell, resume=resume, workers=workers)
+
+
+def _work(
+    plan: Plan,
+    out: Path,
+    processes: Processes,
+    tell: Callable[[str], None],
+    *,
+    resume: bool,
+    workers: int,
+) -> dict[str, Any] | None:
+    run = _Run(plan, out, processes, resume=resume, workers=workers)
+    if processes.leads:
+        run.introduce(tell)
+    try:
+        run.train()
+    except KeyboardInterrupt:
+        raise TrainingError(
+            f"interrupted; {run.saved} of {plan.recipe.epochs} epochs are saved in {out}, "
+            "go on with --resume"
+        ) from None
+    return run.finish() if processes.leads else None
 
 
 class _Run:

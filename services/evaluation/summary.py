@@ -220,6 +220,12 @@ def _warnings(
             f"{idealized.name} was not exported beside {baseline.name}: "
             "they may differ in more than their filters"
         )
+    calibration = idealized.fit and idealized.fit.calibration
+    if calibration and calibration.dataset == plan.dataset_uri:
+        warnings.append(
+            f"{idealized.name} was refitted, without labels, on the first {calibration.images:,} "
+            "of these images"
+        )
     if scored["baseline"].classes <= 5:
         warnings.append("with 5 classes or fewer, top-5 is always right")
     if run.resumed:

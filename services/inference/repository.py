@@ -58,6 +58,15 @@ class KeyScales(BaseModel):
     gamma: float | None
 
 
+class CalibrationImages(BaseModel):
+    """The images on whose activations an idealized model was refitted, without their labels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    images: int
+
+
 class Fit(BaseModel):
     """How the idealized kernels were fitted to the learned keys."""
 
@@ -67,6 +76,7 @@ class Fit(BaseModel):
     scales: Literal["separate", "isotropic", "shared", "per-layer", "per-filter"]
     boundary: Literal["symmetric", "exact"]
     terms: int = 1  # keys a filter
+    calibration: CalibrationImages | None = None
     keys: list[KeyScales]  # of free scales: where their search began
 
 

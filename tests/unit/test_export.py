@@ -9,16 +9,18 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from depthwise_networks import classifier, write_images
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from mkf.cli import app
-from mkf.errors import ExportError, GraphError
-from mkf.export import export
+from mkf.errors import ExportError, GraphError, InputError
+from mkf.export import CalibrationImages, export
 from mkf.idealization import Choice
 from mkf.networks import onnx_graph
 from mkf.networks.sources import Options, load_source
 from mkf.repository import BASELINE, IDEALIZED
+from services.inference.repository import load_models
 
 
 def depthwise_network(*, seed: int = 0, fixed_reshape: bool = False) -> onnx.ModelProto:
@@ -183,3 +185,33 @@ def test_a_network_without_depthwise_convolutions_is_named(tmp_path: Path, netwo
     source = load_source(f"onnx:{tmp_path / 'dense.onnx'}", Options())
     with pytest.raises(GraphError, match=r"dense\.onnx: holds no depthwise convolutions"):
         export(source, tmp_path / "repository", choice=Choice())
+
+
+def test_a_calibrated_export_says_on_what(tmp_path: Path) -> None:
+    network, images = tmp_path / "network.onnx", tmp_path / "images"
+    images.mkdir()
+    onnx.save(classifier(pads=[2, 2, 2, 2]), network)
+    uri = f"labels:{write_images(images, 40)}"
+    source = load_source(f"onnx:{network}", Options(crop_fraction=1.0))
+    choice = Choice(scales="per-filter", terms=2)
+    plain, calibrated = tmp_path / "plain", tmp_path / "calibrated"
+    export(source, plain, choice=choice)
+    export(source, calibrated, choice=choice, calibration=CalibrationImages(uri, 32))
+    served = load_models(calibrated)
+    fit = served["convnext_idealized"].manifest.fit
+    assert fit is not None
+    assert (fit.scales, fit.terms) == ("per-filter", 2)
+    assert fit.calibration is not None
+    assert (fit.calibration.dataset, fit.calibration.images) == (uri, 32)
+    other = load_models(plain)["convnext_idealized"].manifest
+    assert other.fit is not None
+    assert other.fit.calibration is None
+    assert other.graph_sha256 != served["convnext_idealized"].manifest.graph_sha256
+    with pytest.raises(InputError, match="leave the calibration away"):
+        export(
+            source,
+            calibrated,
+            choice=choice,
+            retrained=source,
+            calibration=CalibrationImages(uri, 32),
+        )
