@@ -137,13 +137,11 @@ def idealize(
             layer["missed"] = missed[layer["name"]] if missed else None
         print(json.dumps(report))
         return
-    keys_each = "1 key" if terms == 1 else f"{terms} keys"
-    where = "" if scales is FreeScales.PER_FILTER else f", method {method.value}"
-    _print_report(
-        found,
-        f"{out}: {found.filters} filters idealized by {keys_each} each, {scales.value} scales"
-        f"{where}, {boundary.value} boundary" + (", calibrated" if calibrate else ""),
-    )
+    fit = "" if scales is FreeScales.PER_FILTER else f"method {method.value}, "
+    details = [f"{fit}{scales.value} scales", f"{boundary.value} boundary"]
+    details += [f"{terms} keys each"] if terms > 1 else []
+    details += ["calibrated"] if calibrate else []
+    _print_report(found, f"{out}: {found.filters} filters idealized by {', '.join(details)}")
     if missed:
         worst = max(missed, key=lambda name: missed[name])
         Console().print(
