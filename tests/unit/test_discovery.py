@@ -233,7 +233,7 @@ def test_the_published_keys_come_back(
     autoencoder: Any, tmp_path: Path, seed: int, noise: float, shares: Any
 ) -> None:
     lines = unit_lines(noisy_filters(seed, noise=noise, shares=shares))
-    recipe = autoencoder.AutoencoderRecipe(seed=seed, restarts=2, steps=800)
+    recipe = autoencoder.AutoencoderRecipe(seed=seed, restarts=2, steps=600)
     decoded = autoencoder.candidates(lines, 50, recipe, checkpoint=tmp_path / "state.pt")
     assert decoded.shape == (50, 49)
     dropping = drop(lines, decoded)
