@@ -12,8 +12,11 @@ References
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -23,7 +26,15 @@ from mkf.errors import InputError
 from mkf.expansion import RIDGE, Expansion, Floats, Keys, Problem, expansion
 from mkf.idealized import Boundary
 from mkf.keys import COUNT, MASTER_KEYS
-from mkf.scale_refinement import Solution, Terms, better, joined, refine, term_columns
+from mkf.scale_refinement import (
+    STEPS,
+    Solution,
+    Terms,
+    better,
+    joined,
+    refine,
+    term_columns,
+)
 from mkf.scale_terms import SHARPEN_KEY, TermModels, to_position, to_sigma
 
 # Filters at once, so that their columns stay in the processor's cache; and nodes of the table along
@@ -73,17 +84,18 @@ def expand(
     kind = "plain" if problem.metric is None else "metric"
     models = TermModels.on_grid(learned.shape[-1], boundary)
     table = _Table.of(models, _NODES[kind])
-    parts = []
-    for start in range(0, len(learned), _BLOCK[kind]):
-        block = np.arange(start, min(start + _BLOCK[kind], len(learned)))
-        parts.append(_pursue(models, table, problem[block], terms))
+    starts = range(0, len(learned), _BLOCK[kind])
+    blocks = [np.arange(start, min(start + _BLOCK[kind], len(learned))) for start in starts]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy computes outside Python's lock
+        work = partial(_pursue, models, table, count=terms)
+        parts = list(pool.map(work, (problem[block] for block in blocks)))
     solution = joined(parts) if parts else _nothing(problem, terms)
     return _described(models, solution, learned)
 
 
-def _pursue(models: TermModels, table: _Table, problem: Problem, count: int) -> Solution:
+def _pursue(models: TermModels, table: _Table, problem: Problem, *, count: int) -> Solution:
     best = refine(models, problem, _nothing(problem, 0).terms)
-    for _ in range(count):
+    for term in range(1, count + 1):
         grown: Solution | None = None
         for keys, x, y in table.candidates(problem, best):
             longer = Terms(
@@ -91,11 +103,12 @@ def _pursue(models: TermModels, table: _Table, problem: Problem, count: int) -> 
                 np.column_stack([best.terms.x, x]),
                 np.column_stack([best.terms.y, y]),
             )
-            # A few steps tell which key it is; only that one is refined to the end.
+            # A few steps tell which key it is; only the last choice is refined to the end.
             tried = refine(models, problem, longer, steps=_FIRST_STEPS)
             grown = tried if grown is None else better(grown, tried)
         if grown is not None:
-            best = refine(models, problem, grown.terms)
+            steps = STEPS if term == count else _FIRST_STEPS
+            best = refine(models, problem, grown.terms, steps=steps)
     return best
 
 

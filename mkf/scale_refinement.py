@@ -25,7 +25,7 @@ from mkf.expansion import Floats, Keys, Problem, scaled_gram
 from mkf.scale_terms import POSITION_MAX, SHARPEN_KEY, TermModels
 
 STEPS = 30
-_ENOUGH = 1e-7  # a step that gains less of the filter's variance is the last
+_ENOUGH = 1e-6  # a step that gains less of the filter's variance is the last
 
 
 @dataclass(frozen=True, eq=False)
