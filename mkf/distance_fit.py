@@ -92,7 +92,7 @@ class DistanceFit:
         The sum of the l1 distances, or of the squared l2 distances, is least. Raises FitError as
         `separate` does.
         """
-        found = {}
+        found: dict[int, float] = {}
         for count in {len(members) for members in groups}:
             alike = [index for index, members in enumerate(groups) if len(members) == count]
             scales = self._pooled([groups[index] for index in alike])
@@ -221,7 +221,7 @@ def _lowest_l1(models: _Models) -> tuple[Ints, Ints]:
 
 
 def _dips(which: Ints, x: Ints, y: Ints, cost: Floats, step: int) -> tuple[Ints, Ints]:
-    """Where values (n,) of keys on a lattice are as low as all around: keys and nodes (found, 2)."""
+    """Where values (n,) of keys on a lattice are as low as all around: keys and nodes."""
     across = STEPS // step + 3  # with a margin
     lattice = np.full((which.max() + 1) * across**2, np.inf)
     place = (which * across + y + 1) * across + x + 1
