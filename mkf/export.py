@@ -16,6 +16,7 @@ from mkf.calibration import calibrate
 from mkf.errors import ExportError, GraphError, InputError, MissingExtraError, one_line
 from mkf.idealization import Choice, fit, idealizer, kernels_by_size
 from mkf.keys import load_keys
+from mkf.ladder_results import Ladder
 from mkf.networks import onnx_graph, tensor_storage
 from mkf.networks.serving_graph import NetworkGraph, network_graph, serving_graph
 from mkf.networks.sources import Reference, Source, open_session, run_graph
@@ -60,6 +61,7 @@ def export(
     choice: Choice,
     retrained: Source | None = None,
     calibration: CalibrationImages | None = None,
+    ladder: Ladder | None = None,
     threads: int = 0,
 ) -> list[Exported]:
     """Write `convnext_baseline` and `convnext_idealized` to a model repository.
@@ -75,6 +77,8 @@ def export(
     calibration
         Images to whose activations the substituted filters are refitted, and with them the biases
         behind (`mkf.calibration`); not for a retrained network.
+    ladder
+        What `mkf ladder` found of the source, for the figures.
 
     Raises
     ------
@@ -104,7 +108,7 @@ def export(
         _require_same_filters(retrained.model, substituted)
         idealized, idealized_reference = retrained.model, retrained.reference
 
-    figures = _figures(idealization, source.model, idealized)
+    figures = _figures(idealization, source.model, idealized, ladder)
     models, differences = [], []
     for name, model, reference, detail in (
         (BASELINE, source.model, source.reference, None),
@@ -170,7 +174,10 @@ def _record(
 
 
 def _figures(
-    record: Idealization, baseline: onnx.ModelProto, idealized: onnx.ModelProto
+    record: Idealization,
+    baseline: onnx.ModelProto,
+    idealized: onnx.ModelProto,
+    ladder: Ladder | None,
 ) -> list[Figure]:
     """The figures of the keys and the filters; none without matplotlib, which a line tells."""
     try:
@@ -178,7 +185,8 @@ def _figures(
     except MissingExtraError as error:
         logging.getLogger(__name__).warning("mkf: exported without figures: %s", error)
         return []
-    return export_figures(record, _depthwise_filters(baseline), _depthwise_filters(idealized))
+    learned, changed = _depthwise_filters(baseline), _depthwise_filters(idealized)
+    return export_figures(record, learned, changed, ladder=ladder)
 
 
 def _layer_record(layer: onnx_graph.IdealizedLayer) -> dict[str, Any]:

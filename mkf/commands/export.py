@@ -55,6 +55,13 @@ def export(
     ] = None,
     calibrate: CalibrateOption = None,
     images: CalibrationImagesOption = 256,
+    ladder: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `mkf ladder` wrote of this network, for the reports.",
+            metavar="LADDER.json",
+        ),
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="timm:NAME untrained, not with its weights.")
     ] = False,
@@ -86,9 +93,11 @@ def export(
     Both are ONNX graphs of opset 20 that take uint8 images of any batch size, in the layout of an
     NVIDIA Triton model repository; each is checked against its source at batch 1, 2 and 32.
     """
+    from mkf.demo import DEMO_LADDER
     from mkf.export import CalibrationImages
     from mkf.export import export as export_models
     from mkf.idealization import Choice
+    from mkf.ladder_results import read_ladder
     from mkf.networks.sources import DEMO_SIBLING, Options, load_source
 
     options = Options(
@@ -115,6 +124,8 @@ def export(
     # The demo's sibling was trained around the default choice's filters.
     if source == "demo" and retrained is None and calibrate is None and choice == Choice():
         retrained = DEMO_SIBLING
+    if source == "demo":
+        ladder = ladder or DEMO_LADDER
     baseline = load_source(source, options)
     exported = export_models(
         baseline,
@@ -122,6 +133,7 @@ def export(
         choice=choice,
         retrained=load_source(retrained, options) if retrained else None,
         calibration=CalibrationImages(calibrate, images) if calibrate else None,
+        ladder=read_ladder(ladder) if ladder else None,
         threads=threads,
     )
     report = {

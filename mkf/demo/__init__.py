@@ -12,6 +12,7 @@ DIRECTORY = Path(__file__).parent
 DEMO_BASELINE = DIRECTORY / "baseline.onnx"
 DEMO_IDEALIZED = DIRECTORY / "idealized.onnx"
 CARD = DIRECTORY / "card.json"
+DEMO_LADDER = DIRECTORY / "ladder.json"  # of `mkf ladder demo --dataset fashion-mnist`
 INPUT_SIZE = 32  # pixels
 # Mean and standard deviation of Fashion-MNIST's 60,000 training images scaled to [0, 1].
 MEAN = 0.2860

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkf.fitting import ScaleChoice, Scales, idealized_kernels
+from mkf.ladder_results import Ladder
 from mkf.report.figures import science_figures
+from mkf.report.ladder import ladder_figure
 from mkf.report.study import Study, layer_filters
 from mkf.repository import Figure, Idealization
 
@@ -17,7 +19,11 @@ Floats = NDArray[np.float64]
 
 
 def export_figures(
-    record: Idealization, learned: Sequence[Floats], idealized: Sequence[Floats]
+    record: Idealization,
+    learned: Sequence[Floats],
+    idealized: Sequence[Floats],
+    *,
+    ladder: Ladder | None = None,
 ) -> list[Figure]:
     """Draw what an idealization did.
 
@@ -27,6 +33,8 @@ def export_figures(
         What the manifest says of it.
     learned, idealized
         The filters (n, 1, k, k) of each of its layers, before and after.
+    ladder
+        What `mkf ladder` found of the network.
     """
     fits = [Scales(**fit) for fit in record.fit["keys"]]
     boundary, fitted = record.fit["boundary"], record.fit["scales"]
@@ -49,4 +57,4 @@ def export_figures(
         fits=fits,
         layers=layers,
     )
-    return science_figures(study)
+    return science_figures(study) + ([] if ladder is None else [ladder_figure(ladder)])
