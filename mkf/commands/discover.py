@@ -264,17 +264,18 @@ def _show(out: Path, report: dict[str, Any]) -> None:
     from rich.text import Text
 
     size = report["size"]
+    numbered = report["keys"][0]["own_cosine"] is not None
+    own = "own: with the operator of its number; " if numbered else ""
     # Names of files may look like markup, so they go in as plain Text.
     table = Table(
         title=Text(f"{out}: {report['count']} keys of {report['filters']:,} {size}x{size} filters"),
         title_justify="left",
-        caption="cosine: with the operator that fits best, its scales free; own: with the key's "
-        "own; share: of the filters; kept: of their variance, on average",
+        caption=f"cosine: with the operator that fits best, its scales free; {own}share: of the "
+        "filters; kept: of their variance, on average",
         caption_justify="left",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
     )
-    numbered = report["keys"][0]["own_cosine"] is not None
     table.add_column("key", justify="right")
     table.add_column("operator", overflow="fold")
     for header in ("cosine", "sx", "sy", "gamma", *(["own"] if numbered else []), "share", "kept"):
