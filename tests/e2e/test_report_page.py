@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from mkf.commands.report import report
+from mkf.cli import app
 
 pytest.importorskip("matplotlib", reason="install mkf[report]")
 browser_api = pytest.importorskip("playwright.sync_api", reason="install mkf[dev]")
@@ -140,10 +139,15 @@ def pages(evaluation: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     folder = tmp_path_factory.mktemp("pages")
     for name, content in (("ladder", LADDER), ("discovered", DISCOVERED)):
         (folder / f"{name}.json").write_text(json.dumps(content))
-    app = typer.Typer()
-    app.command()(report)
     arguments = [
-        *("demo", "--out", folder / "report.html", "--results", evaluation / "results.json"),
+        *(
+            "report",
+            "demo",
+            "--out",
+            folder / "report.html",
+            "--results",
+            evaluation / "results.json",
+        ),
         *("--ladder", folder / "ladder.json", "--discovered", folder / "discovered.json"),
         "--json",
     ]
