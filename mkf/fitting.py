@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from mkf.distance_fit import DistanceFit, fit_sharpening
 from mkf.errors import FitError, InputError, KeysError
-from mkf.idealized import SIZES, Boundary, check_shape, idealized_kernel
-from mkf.keys import COUNT, MASTER_KEYS, ScaleGroup, normalize_keys
+from mkf.idealized import Boundary, check_shape, idealized_kernel
+from mkf.keys import COUNT, MASTER_KEYS, SIZES, ScaleGroup, normalize_keys
 from mkf.scale_descent import Norm
 from mkf.spread_fit import SpreadFit
 

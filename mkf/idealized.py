@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mkf.errors import InputError
-from mkf.keys import MasterKey, Operator, master_key
+from mkf.keys import SIZES, MasterKey, Operator, master_key
 from mkf.scale_space import (
     backward_difference,
     central_difference,
@@ -25,7 +25,6 @@ from mkf.scale_space import (
 )
 
 Boundary = Literal["symmetric", "exact"]
-SIZES = range(3, 32, 2)
 
 DIFFERENCE: Mapping[Operator, Callable[..., NDArray[np.float64]]] = {
     Operator.SMOOTH: lambda f, **_: f,

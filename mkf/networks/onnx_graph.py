@@ -17,8 +17,7 @@ from onnx import ModelProto, TensorProto
 
 from mkf.assignment import Idealized, kept_by_key, total_kept
 from mkf.errors import GraphError, InputError
-from mkf.idealized import SIZES
-from mkf.keys import MASTER_KEYS
+from mkf.keys import MASTER_KEYS, SIZES
 from mkf.networks import tensor_storage
 from mkf.networks.depthwise import Convolution, Value, Walk
 
