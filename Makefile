@@ -31,9 +31,8 @@ lint: $(VENV)/.train  ## Check style, types, imports and the generated API
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.serve  ## Time the fits and the assignment of 50,000 filters
+bench: $(VENV)/.serve  ## Time the fits and filters' own scales beside a plain grid search
 	$(BIN)/python benchmarks/fit.py
-	$(BIN)/python benchmarks/assignment.py
 
 proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mkf/v1/*.proto

@@ -22,7 +22,6 @@ try:
     import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
-    from matplotlib.patheffects import withStroke
 except ImportError as error:
     raise MissingExtraError(
         f"figures need matplotlib ({error}); install it with: pip install 'mkf[report]'"
@@ -30,7 +29,6 @@ except ImportError as error:
 
 WIDTH = 360  # CSS pixels
 DIVERGING = "PuOr_r"
-HALO = [withStroke(linewidth=2.5, foreground="white")]  # of letters that lines may cross
 INK, SOFT, LINE = "#1c1d21", "#5b5e68", "#c9c9c3"
 # Okabe and Ito's colors, each with a marker of its own.
 SERIES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"))

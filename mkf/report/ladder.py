@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mkf.ladder_results import Ladder
-from mkf.report.drawing import HALO, INK, LINE, SERIES, SOFT, WIDTH, add_axes, draw_svg
-from mkf.report.numbers import letter, percent
+from mkf.report.drawing import INK, LINE, SERIES, WIDTH, add_axes, draw_svg
+from mkf.report.numbers import percent
 from mkf.repository import Figure
 
 if TYPE_CHECKING:
@@ -56,15 +56,6 @@ def ladder_figure(ladder: Ladder) -> Figure:
                     label=label + (", calibrated" if calibrated else ""),
                 )
                 handles.append(drawn)  # type: ignore[arg-type]
-        for place, rung in enumerate(ladder.rungs):
-            axes.annotate(
-                letter(place),
-                (rung.numbers_per_filter, 100 * rung.top1),
-                xytext=(4, -11),
-                textcoords="offset points",
-                color=SOFT,
-                path_effects=HALO,
-            )
         if numbers.max() > 8 * numbers.min():
             axes.set_xscale("log")
             ticks = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000)
@@ -90,7 +81,7 @@ def ladder_figure(ladder: Ladder) -> Figure:
         title="Top-1 of every rung",
         caption="Bars are intervals of 95 %; the gray band is the learned network's. Full markers "
         "on solid lines: refitted on images without labels. Hollow markers on dotted lines: the "
-        "filters replaced and nothing else. Letters are the table's.",
+        "filters replaced and nothing else.",
         alt=f"Top-1 accuracy of {len(ladder.rungs)} rungs over the free numbers of a filter, from "
         f"{numbers.min():.3g} to {numbers.max():.3g}; the best is {best.label} with "
         f"{percent(best.top1, 1)}, the learned network has {percent(baseline.top1, 1)}.",

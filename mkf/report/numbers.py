@@ -19,9 +19,3 @@ def points(value: float) -> str:
 def signed(value: float) -> str:
     """A number of two digits with its sign: "+0.5", "0"."""
     return f"{value:+.2g}".replace("-", MINUS) if value else "0"
-
-
-def letter(place: int) -> str:
-    """A mark of the item at this place, from 0: a, b, ..., z, aa, ab, ..."""
-    head, tail = divmod(place, 26)
-    return (letter(head - 1) if head else "") + chr(ord("a") + tail)

@@ -47,7 +47,7 @@ from mkf.report.drawing import DIVERGING, SERIES
 from mkf.report.exported import export_figures
 from mkf.report.ladder import ladder_figure
 from mkf.report.network import Network, load_network, study_network
-from mkf.report.numbers import letter, percent, points
+from mkf.report.numbers import percent, points
 from mkf.report.page import read_evaluation, render
 from mkf.report.study import Study, layer_filters
 
@@ -417,7 +417,6 @@ def test_numbers() -> None:
     assert percent(0.1234, 1) == "12.3\N{NO-BREAK SPACE}%"
     assert points(-0.001) == "0.00"
     assert points(-1) == "\N{MINUS SIGN}1.00"
-    assert [letter(n) for n in (0, 25, 26, 52)] == ["a", "z", "aa", "ba"]
 
 
 # Contract 1
