@@ -6,8 +6,8 @@ counts which images it gets right, so that every rung is paired with the learned
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +24,8 @@ from mkf.calibration import calibrate
 from mkf.errors import InputError
 from mkf.idealization import Choice, FreeScales, idealizer, numbers_per_filter
 from mkf.images import Images
+from mkf.keys import load_keys
+from mkf.ladder_records import Record, Records
 from mkf.ladder_results import Baseline, Calibration, Ladder, Rung
 from mkf.networks.onnx_graph import Idealization, idealizable_layers, idealize
 from mkf.networks.serving_graph import network_graph
@@ -137,11 +139,11 @@ def climb(
     network = network_graph(source.model, source.preprocessing.input_size)
     layers, _ = idealizable_layers(network.model)
     filters = np.array([layer.filters for layer in layers])
-    store = _Records(records, _identity(network.model, source, setting))
+    store = Records(records, _identity(network.model, source, setting, steps))
     pixels = _Pixels(setting)
     inputs: list[NDArray[np.float32]] = []
 
-    def measured(name: str, make: Callable[[], tuple[onnx.ModelProto, dict[str, Any]]]) -> _Record:
+    def measured(name: str, make: Callable[[], tuple[onnx.ModelProto, dict[str, Any]]]) -> Record:
         if (known := store.get(name)) is not None:
             return known
         announce(name, setting.stop - setting.start)
@@ -202,7 +204,7 @@ def _baseline(flags: NDArray[np.bool_]) -> Baseline:
     return Baseline(top1=right / len(flags), top1_interval=wilson_interval(right, len(flags)))
 
 
-def _rung(step: RungChoice, record: _Record, baseline: NDArray[np.bool_], numbers: float) -> Rung:
+def _rung(step: RungChoice, record: Record, baseline: NDArray[np.bool_], numbers: float) -> Rung:
     """The statistics of a rung, paired with the learned network, as an evaluation's."""
     from services.evaluation.statistics import (
         mcnemar_exact,
@@ -252,64 +254,15 @@ class _Pixels:
         return self._held
 
 
-@dataclass(frozen=True)
-class _Record:
-    flags: NDArray[np.bool_]
-    facts: dict[str, Any]
-
-
-class _Records:
-    """Which images each rung got right, a line of JSON a rung; another setting's are passed by."""
-
-    def __init__(self, path: Path, identity: str) -> None:
-        self._path = path
-        self._identity = identity
-        self._known: dict[str, _Record] = {}
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        for line in lines:
-            try:
-                record = json.loads(line)
-                if record["identity"] == identity:
-                    self._known[record["rung"]] = _Record(_unpacked(record), record["facts"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut short by an interruption: that rung is measured again
-
-    def get(self, rung: str) -> _Record | None:
-        """What is known of a rung."""
-        return self._known.get(rung)
-
-    def put(self, rung: str, flags: NDArray[np.bool_], facts: dict[str, Any]) -> _Record:
-        """Keep a rung's outcome."""
-        packed = base64.b64encode(np.packbits(flags).tobytes()).decode()
-        record = {
-            "identity": self._identity,
-            "rung": rung,
-            "images": len(flags),
-            "right": packed,
-            "facts": facts,
-        }
-        try:
-            with self._path.open("a", encoding="utf-8") as file:
-                # On a line of its own, even behind one that an interruption cut short.
-                file.write("\n" + json.dumps(record) + "\n")
-        except OSError as error:
-            raise InputError(f"{self._path} cannot be written: {error}") from error
-        self._known[rung] = _Record(flags, facts)
-        return self._known[rung]
-
-
-def _unpacked(record: dict[str, Any]) -> NDArray[np.bool_]:
-    bits = np.frombuffer(base64.b64decode(record["right"]), np.uint8)
-    return np.unpackbits(bits, count=record["images"]).astype(bool)
-
-
-def _identity(model: onnx.ModelProto, source: Source, setting: Setting) -> str:
-    """A digest of all that a rung's outcome depends on beside the rung itself."""
+def _identity(
+    model: onnx.ModelProto, source: Source, setting: Setting, steps: Sequence[RungChoice]
+) -> str:
+    """A digest of all that a rung's outcome depends on beside what its key tells."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
+    for keys in {step.choice.keys for step in steps}:
+        digest.update(load_keys(keys).tobytes())
     told = (
+        importlib.metadata.version("mkf"),
         asdict(source.preprocessing),
         setting.images.fingerprint,
         (setting.start, setting.stop),
