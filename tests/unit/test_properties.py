@@ -15,8 +15,8 @@ from pyscsp.discscsp import deltafcn, discgaussconv, filtermean, make1Ddiscgauss
 from mkf.assignment import assign
 from mkf.errors import FitError, KeysError
 from mkf.fitting import KeyFit, Method, ScaleChoice, Scales, fit_keys, idealized_kernels
-from mkf.idealized import SIZES, Boundary, idealized_kernel
-from mkf.keys import load_keys, master_key, normalize, offset
+from mkf.idealized import Boundary, idealized_kernel
+from mkf.keys import SIZES, load_keys, master_key, normalize, offset
 from mkf.scale_space import gaussian
 from mkf.spread import spread
 
