@@ -38,7 +38,7 @@ def ladder(
     source: Annotated[
         str,
         typer.Argument(
-            help="The network: demo, onnx:FILE, timm:NAME or checkpoint:FILE.", metavar="SOURCE"
+            help="The network: demo, an ONNX file, timm:NAME or checkpoint:FILE.", metavar="SOURCE"
         ),
     ],
     dataset: Annotated[

@@ -63,6 +63,8 @@ class Source:
 def load_source(uri: str, options: Options) -> Source:
     """Load a network from `demo`, `demo-idealized`, `onnx:FILE`, `timm:NAME` or `checkpoint:FILE`.
 
+    A path that ends in .onnx needs no scheme.
+
     Raises
     ------
     InputError
@@ -75,6 +77,8 @@ def load_source(uri: str, options: Options) -> Source:
         A timm or checkpoint source without torch and timm.
     """
     scheme, _, rest = uri.partition(":")
+    if uri.endswith(".onnx") and scheme not in _LOADERS:
+        scheme, rest = "onnx", uri
     if options.random_weights and scheme != "timm":
         raise InputError(f"--random-weights goes with timm:NAME, not with {uri}")
     if uri in _DEMO_GRAPHS:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mkf.demo import DEMO_BASELINE
 from mkf.errors import InputError, SourceError
 from mkf.networks.sources import Options, load_source
 
@@ -178,3 +179,9 @@ def test_an_unknown_source_lists_the_known_ones(uri: str) -> None:
 def test_random_weights_go_with_timm_only(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="goes with timm:NAME"):
         load_source("demo", Options(random_weights=True))
+
+
+def test_a_path_of_an_onnx_file_needs_no_scheme() -> None:
+    plain = load_source(str(DEMO_BASELINE), Options())
+    named = load_source(f"onnx:{DEMO_BASELINE}", Options())
+    assert plain.model == named.model
