@@ -190,14 +190,19 @@ class _Moments:
         gram = np.zeros((layer.channels, area, area))
         patch = np.zeros((layer.channels, area))
         cross = np.zeros((layer.filters, area))
+        outputs = np.concatenate(samples.outputs, axis=1).astype(np.float64)
+        # Sums of squares around a value near the mean: around 0 they would lose what varies little.
+        origin: Floats | None = None
         for seen, wanted in zip(
             patches(model, layer.convolution, inputs, samples), samples.outputs, strict=True
         ):  # (channels, s, d), (filters, s)
-            gram += seen.swapaxes(1, 2) @ seen
-            patch += seen.sum(axis=1)
+            if origin is None:
+                origin = seen.mean(axis=(1, 2), dtype=np.float64) * centered
+            near = seen - origin[:, None, None]  # float64
+            gram += near.swapaxes(1, 2) @ near
+            patch += near.sum(axis=1)
             grouped = wanted.reshape(layer.channels, multiplier, -1)
-            cross += (grouped @ seen).reshape(layer.filters, area)
-        outputs = np.concatenate(samples.outputs, axis=1).astype(np.float64)
+            cross += (grouped @ near).reshape(layer.filters, area)
         count = outputs.shape[1]
         gram, patch, cross = gram / count, patch / count, cross / count
         variance, power = outputs.var(axis=1), np.einsum("ns,ns->n", outputs, outputs) / count
@@ -208,6 +213,8 @@ class _Moments:
             gram -= patch[:, :, None] * patch[:, None, :]
             cross -= patch * output[:, None]
             power = variance
+            if origin is not None:
+                patch = patch + np.repeat(origin, multiplier)[:, None]
         else:
             patch, output = np.zeros_like(patch), np.zeros_like(output)
         return cls(gram, cross, power, variance, patch, output)
@@ -217,11 +224,13 @@ class _Moments:
         n, area = self.cross.shape
         ridge = _RIDGE * np.trace(self.gram, axis1=1, axis2=2) / area
         ridge = np.where(ridge > 0, ridge, 1.0)  # a channel that is never on: stay as learned
-        gram = self.gram + ridge[:, None, None] * np.eye(area)
         cross = self.cross + ridge[:, None] * learned.reshape(n, area)
-        wanted = np.linalg.solve(gram, cross[:, :, None])
-        metric = np.asarray(np.linalg.cholesky(gram).swapaxes(1, 2), dtype=np.float64)
-        return Problem((metric @ wanted)[:, :, 0], metric)
+        # The square root of the matrix, by its eigenvalues, which rounding may leave below 0.
+        values, vectors = np.linalg.eigh(self.gram)
+        roots = np.sqrt(values.clip(min=0) + ridge[:, None])
+        metric = np.asarray(roots[:, :, None] * vectors.swapaxes(1, 2), dtype=np.float64)
+        pulled = (vectors.swapaxes(1, 2) @ cross[:, :, None])[:, :, 0]
+        return Problem(pulled / roots, metric)
 
     def shift(self, filters: Floats) -> Floats:
         """What a bias must add for the outputs' mean to be met, (n,)."""

@@ -201,7 +201,8 @@ def pursue(problem: Problem, kernels: Floats, *, terms: int) -> tuple[Keys, Floa
     weights = _solve(gram, pulls, taken)
     for term in range(terms):
         left = pulls - np.einsum("ncd,nd->nc", gram, weights)
-        gain = np.where(taken | (free <= RIDGE * norms), -1.0, left**2 / np.maximum(free, 1e-300))
+        gain = np.where(free <= RIDGE * norms, -1.0, left**2 / np.maximum(free, 1e-300))
+        gain[taken] = -np.inf  # even kernels that are constant go before those taken
         order[:, term] = gain.argmax(axis=1)
         taken[np.arange(n), order[:, term]] = True
         weights = _solve(gram, pulls, taken)

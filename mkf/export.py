@@ -101,6 +101,11 @@ def export(
             found = _calibrate(source, substituted, choice, calibration)
     except GraphError as error:
         raise GraphError(f"{source.provenance.source}: {error}") from error
+    if ladder is not None and ladder.filters != found.filters:
+        raise InputError(
+            f"the ladder is of {ladder.source}, with {ladder.filters} filters, and this network "
+            f"has {found.filters}: give the one that was made of it"
+        )
     idealization = _record(found, choice, calibration, trained=retrained is not None)
     if retrained is None:
         idealized, idealized_reference = substituted, run_graph(substituted)
@@ -145,6 +150,11 @@ def _calibrate(
 ) -> onnx_graph.Idealization:
     """Idealize the model in place, refitted to the source's activations."""
     images = open_images_of(source, calibration.dataset)
+    if images.count < calibration.images:
+        raise InputError(
+            f"{calibration.dataset} has {images.count} images, fewer than the "
+            f"{calibration.images} that are to calibrate: ask for fewer with --images"
+        )
     inputs = network_inputs(source, images, count=calibration.images)
     return calibrate(model, inputs, idealizer(choice)).idealization
 

@@ -101,6 +101,8 @@ def idealizer(choice: Choice) -> Idealizer:
         raise InputError(f"{choice.terms} terms of {COUNT} keys: ask for 1 to {COUNT}")
     terms, boundary = choice.terms, choice.boundary
     if choice.scales == "per-filter":
+        if choice.keys is not None:
+            raise InputError("scales of each filter's own need no keys: leave the file away")
 
         def per_filter(learned: NDArray[Any], problem: Problem | None = None) -> Idealized:
             return filter_scales.expand(learned, problem, terms=terms, boundary=boundary)

@@ -69,7 +69,7 @@ class Setting:
     @property
     def start(self) -> int:
         """The first image that counts: none on which a rung was refitted does."""
-        same = self.calibration.uri == self.images.uri
+        same = self.calibration.fingerprint == self.images.fingerprint  # whatever its URI
         return self.calibration_images if same else 0
 
     @property
@@ -257,7 +257,7 @@ class _Pixels:
 def _identity(
     model: onnx.ModelProto, source: Source, setting: Setting, steps: Sequence[RungChoice]
 ) -> str:
-    """A digest of all that a rung's outcome depends on beside what its key tells."""
+    """A digest of what a rung's outcome depends on beside its key; of images, ids and labels."""
     digest = hashlib.sha256(model.SerializeToString(deterministic=True))
     for keys in {step.choice.keys for step in steps}:
         digest.update(load_keys(keys).tobytes())

@@ -39,8 +39,10 @@ class Records:
         self._known: dict[str, Record] = {}
         try:
             lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(
+                f"{path} cannot be read ({error}): remove it to start afresh"
+            ) from error
         for line in lines:
             try:
                 record = json.loads(line)

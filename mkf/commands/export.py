@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mkf.commands.options import (
+    CALIBRATION_IMAGES,
     ArchitectureOption,
     Boundary,
     BoundaryOption,
@@ -54,7 +55,7 @@ def export(
         ),
     ] = None,
     calibrate: CalibrateOption = None,
-    images: CalibrationImagesOption = 256,
+    images: CalibrationImagesOption = None,
     ladder: Annotated[
         Path | None,
         typer.Option(
@@ -126,13 +127,16 @@ def export(
         retrained = DEMO_SIBLING
     if source == "demo":
         ladder = ladder or DEMO_LADDER
+    if images is not None and calibrate is None:
+        raise typer.BadParameter("--images goes with --calibrate")
+    calibration = CalibrationImages(calibrate, images or CALIBRATION_IMAGES) if calibrate else None
     baseline = load_source(source, options)
     exported = export_models(
         baseline,
         repository,
         choice=choice,
         retrained=load_source(retrained, options) if retrained else None,
-        calibration=CalibrationImages(calibrate, images) if calibrate else None,
+        calibration=calibration,
         ladder=read_ladder(ladder) if ladder else None,
         threads=threads,
     )

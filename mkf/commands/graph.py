@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mkf.commands.options import (
+    CALIBRATION_IMAGES,
     Boundary,
     BoundaryOption,
     CalibrateOption,
@@ -74,7 +75,7 @@ def idealize(
         bool, typer.Option("--skip-unsuitable", help="Leave unsuitable layers as they are.")
     ] = False,
     calibrate: CalibrateOption = None,
-    images: CalibrationImagesOption = 256,
+    images: CalibrationImagesOption = None,
     input_size: InputSizeOption = None,
     crop_fraction: CropFractionOption = None,
     interpolation: InterpolationOption = None,
@@ -108,7 +109,7 @@ def idealize(
     )
     missed: dict[str, float] | None = None
     if calibrate is None:
-        if options != Options():
+        if options != Options() or images is not None:
             raise typer.BadParameter("options of the images go with --calibrate")
         found = idealize_file(model, out, idealizer(choice), skip_unsuitable=skip_unsuitable)
     elif skip_unsuitable:
@@ -120,7 +121,7 @@ def idealize(
                 out,
                 idealizer(choice),
                 dataset=calibrate,
-                images=images,
+                images=images or CALIBRATION_IMAGES,
                 options=options,
                 advance=advance,
             )
@@ -129,7 +130,7 @@ def idealize(
         "scales": scales.value,
         "boundary": boundary.value,
         "terms": terms,
-        "calibration": calibrate and {"dataset": calibrate, "images": images},
+        "calibration": calibrate and {"dataset": calibrate, "images": images or CALIBRATION_IMAGES},
     }
     if as_json:
         report = {"out": str(out), **settings, **_reported(found)}

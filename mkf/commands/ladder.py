@@ -82,6 +82,8 @@ def ladder(
     1, 2, 3, 4 and 8 at scales of each filter; all of them again, calibrated. Nothing is trained. An
     interrupted call goes on where it stopped.
     """
+    if calibrate and not images:
+        raise typer.BadParameter("--calibrate takes images: leave it away, or --images 0")
     from mkf.accuracy import open_images_of
     from mkf.errors import InputError
     from mkf.idealization import Choice
@@ -99,7 +101,9 @@ def ladder(
     )
     loaded = load_source(source, options)
     opened = {uri: open_images_of(loaded, uri) for uri in {dataset, calibrate or dataset}}
-    setting = Setting(opened[dataset], limit or None, opened[calibrate or dataset], images)
+    calibration = opened[calibrate or dataset]
+    images = min(images, calibration.count)
+    setting = Setting(opened[dataset], limit or None, calibration, images)
     steps = rungs(
         Choice(method=method.value, scales=scales.value, boundary=boundary.value, keys=keys),
         calibrated=images > 0,
@@ -127,7 +131,9 @@ def ladder(
         )
     text = found.model_dump_json(indent=2) + "\n"
     try:
-        (out / "ladder.json").write_text(text, encoding="utf-8")
+        part = out / ".ladder.json.part"  # none stands there half written
+        part.write_text(text, encoding="utf-8")
+        part.replace(out / "ladder.json")
         drawn = _draw(found, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error}") from error
@@ -203,10 +209,8 @@ def _print(found: Ladder) -> None:
         console.print(
             Text(
                 f"calibrated: refitted on {found.calibration.images} images of "
-                f"{found.calibration.dataset}, none of which counts, without labels."
-                if found.calibration.dataset == found.dataset
-                else f"calibrated: refitted on {found.calibration.images} images of "
-                f"{found.calibration.dataset}, without labels."
+                f"{found.calibration.dataset}, without labels; where that is the same dataset, "
+                "they do not count."
             )
         )
 

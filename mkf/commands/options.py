@@ -79,12 +79,22 @@ CalibrateOption = Annotated[
     str | None,
     typer.Option(
         help="A dataset, as `mkf-eval` takes it. Layer after layer, the coefficients, the "
-        "offsets, free scales and the bias behind the filters are refitted by least squares to "
-        "the outputs that the learned network gives for its first images; no label is used.",
+        "offsets, each filter's own scales and the bias behind the filters are refitted by least "
+        "squares to the outputs that the learned network gives for its first images; no label is "
+        "used.",
         metavar="DATASET",
     ),
 ]
-CalibrationImagesOption = Annotated[int, typer.Option(help="Images for --calibrate.", min=1)]
+CalibrationImagesOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Images for --calibrate; all are in memory at once.",
+        min=1,
+        max=10_000,
+        show_default="256",
+    ),
+]
+CALIBRATION_IMAGES = 256
 BoundaryOption = Annotated[
     Boundary,
     typer.Option(

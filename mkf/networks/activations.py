@@ -140,12 +140,14 @@ def _run(
     model: onnx.ModelProto, names: Sequence[str], inputs: Inputs
 ) -> Iterator[list[NDArray[np.float32]]]:
     """The values of these names, batch by batch; nothing is run that they do not need."""
-    given = model.graph.input[0].name
+    stored = {tensor.name for tensor in model.graph.initializer}
+    given = next(value.name for value in model.graph.input if value.name not in stored)
     if list(names) == [given]:
         yield from ([batch] for batch in inputs)
         return
     session = open_session(_reduced(model, names))
-    fixed = session.get_inputs()[0].shape[0]
+    (image,) = session.get_inputs()
+    fixed = image.shape[0]
     for batch in inputs:
         size = fixed if isinstance(fixed, int) else len(batch)
         ends = [*range(0, len(batch), size), len(batch)]
@@ -173,6 +175,9 @@ def _reduced(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
         graph.output,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names],
     )
+    # In old files stored tensors stand among the inputs, as defaults that a caller may replace.
+    stored = {one.name for one in model.graph.initializer}
+    _replace(graph.input, [one for one in model.graph.input if one.name not in stored])
     del graph.value_info[:]
     return reduced
 

@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
-from mkf.errors import GraphError, one_line
+from mkf.errors import GraphError, InputError, one_line
 from mkf.networks import tensor_storage
 from mkf.networks.onnx_graph import Choose, Idealization, assign_layers, parse
 from mkf.networks.protobuf_patch import Path as FieldPath
@@ -91,7 +91,8 @@ def calibrate_file(
 ) -> tuple[Idealization, dict[str, float]]:
     """Write a copy of an ONNX file, idealized and calibrated (`mkf.calibration.calibrate`).
 
-    Weights and biases change and nothing else; external data goes into the file itself.
+    Weights, biases and the means of normalizations change and nothing else; external data goes into
+    the file itself.
 
     Parameters
     ----------
@@ -118,8 +119,15 @@ def calibrate_file(
 
     _check_destination(source, out)
     loaded = load_source(f"onnx:{source}", options)
-    inputs = network_inputs(loaded, open_images_of(loaded, dataset), count=images)
+    opened = open_images_of(loaded, dataset)
+    if opened.count < images:
+        raise InputError(
+            f"{dataset} has {opened.count} images, fewer than the {images} that are to calibrate: "
+            "ask for fewer with --images"
+        )
+    inputs = network_inputs(loaded, opened, count=images)
     model = parse(source.read_bytes())
+    _check_external(model, source.parent, out)
     onnx.load_external_data_for_model(model, str(source.parent))
     try:
         result = calibrate(model, inputs, idealize, advance=advance)
@@ -140,6 +148,17 @@ def _check_destination(source: Path, out: Path) -> None:
         raise GraphError(f"the folder {out.parent} does not exist: make it first")
     if out.exists() and source.exists() and out.samefile(source):
         raise GraphError(f"{out} is the network itself: write to another file, to keep both")
+
+
+def _check_external(model: ModelProto, folder: Path, out: Path) -> None:
+    """Raise GraphError where `out` is a file that the network keeps weights in."""
+    for _, tensor in tensor_storage.tensors(model):
+        if tensor_storage.is_external(tensor) and out.exists():
+            original = folder / tensor_storage.external_span(tensor).location
+            if original.exists() and out.samefile(original):
+                raise GraphError(
+                    f"{out} holds weights of the network: write to another name, to keep both"
+                )
 
 
 def _change(

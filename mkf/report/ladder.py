@@ -79,7 +79,9 @@ def ladder_figure(ladder: Ladder) -> Figure:
         name="ladder",
         section=SECTION,
         title="Top-1 of every rung",
-        caption="Bars are intervals of 95 %; the gray band is the learned network's. Full markers "
+        caption=f"{ladder.source} on {ladder.images:,} images of {ladder.dataset}"
+        f"{' (a subset)' if ladder.limited else ''}. "
+        "Bars are intervals of 95 %; the gray band is the learned network's. Full markers "
         "on solid lines: refitted on images without labels. Hollow markers on dotted lines: the "
         "filters replaced and nothing else.",
         alt=f"Top-1 accuracy of {len(ladder.rungs)} rungs over the free numbers of a filter, from "

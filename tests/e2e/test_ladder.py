@@ -106,6 +106,8 @@ def test_idealize_with_calibration(network: Path, labels: Path, tmp_path: Path) 
         (("--calibrate", "nothing"), 1, "no dataset of this version"),
         (("--terms", "9"), 2, "less than or equal to 8"),
         (("--mean", "0", "0", "0"), 2, "go with --calibrate"),
+        (("--images", "10"), 2, "go with --calibrate"),
+        (("--scales", "per-filter", "--keys", "none.csv"), 1, "need no keys"),
     ],
 )
 def test_wrong_use_of_idealize(
@@ -125,3 +127,41 @@ def test_all_images_into_the_calibration(network: Path, labels: Path, tmp_path: 
     )
     assert done.returncode == 1
     assert "all of which would go into the calibration" in done.stderr
+
+
+def test_too_few_images_to_calibrate(network: Path, labels: Path, tmp_path: Path) -> None:
+    done = mkf("idealize", network, "--out", tmp_path / "o.onnx", "--calibrate", f"labels:{labels}")
+    assert done.returncode == 1
+    assert "has 60 images, fewer than the 256" in done.stderr
+
+
+def test_a_calibration_never_overwrites_the_networks_own_data(labels: Path, tmp_path: Path) -> None:
+    path, data = tmp_path / "network.onnx", tmp_path / "network.data"
+    onnx.save(
+        classifier(pads=[2, 2, 2, 2]),
+        path,
+        save_as_external_data=True,
+        location=data.name,
+        size_threshold=0,
+    )
+    before = data.read_bytes()
+    arguments = ("--calibrate", f"labels:{labels}", "--images", 20)
+    refused = mkf("idealize", path, "--out", data, *arguments)
+    assert refused.returncode == 1
+    assert "holds weights of the network" in refused.stderr
+    assert data.read_bytes() == before
+    done = mkf("idealize", path, "--out", tmp_path / "out.onnx", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert data.read_bytes() == before
+
+
+def test_the_same_images_under_two_names_do_not_count(
+    network: Path, labels: Path, tmp_path: Path
+) -> None:
+    again = labels.parent / ".." / labels.parent.name / labels.name
+    done = mkf(
+        *("ladder", network, "--dataset", f"labels:{labels}", "--calibrate", f"labels:{again}"),
+        *("--images", 20, "--crop-fraction", 1, "--out", tmp_path / "ladder", "--json"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == IMAGES - 20

@@ -183,3 +183,35 @@ def test_a_convolution_within_a_branch_is_refused(inputs: list[NDArray[np.float3
     graph.node[0].CopyFrom(chosen)
     with pytest.raises(GraphError, match="inside a function or a branch"):
         calibrate(model, inputs, unrestricted)
+
+
+def test_channels_that_hardly_vary(inputs: list[NDArray[np.float32]]) -> None:
+    """A spread far below the mean is not lost to rounding, and none at all is no error."""
+    learned = classifier()
+    rng = np.random.default_rng(1)
+    steady = []
+    for batch in inputs:
+        batch = 100 + 1e-3 * rng.normal(size=batch.shape).astype(np.float32)
+        batch[:, 1] = 7
+        steady.append(batch.astype(np.float32))
+    model = copied(learned)
+    result = calibrate(model, steady, unrestricted)
+    assert result.missed["first"] < 0.05
+    calibrate(copied(learned), steady, idealizer(Choice(scales="per-filter", terms=2)))
+
+
+def test_stored_tensors_among_the_inputs(inputs: list[NDArray[np.float32]]) -> None:
+    """As files of old exporters have it, the image last."""
+    learned = classifier(pads=[2, 2, 2, 2])
+    old = copied(learned)
+    del old.graph.input[:]
+    old.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in old.graph.initializer
+    )
+    old.graph.input.extend(learned.graph.input)
+    choose = idealizer(Choice(terms=2))
+    calibrate(learned, inputs, choose)
+    calibrate(old, inputs, choose)
+    for tensor, same in zip(learned.graph.initializer, old.graph.initializer, strict=True):
+        assert tensor == same

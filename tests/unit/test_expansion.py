@@ -115,6 +115,15 @@ def test_a_constant_filter_is_kept_whole(kernels: np.ndarray) -> None:
     assert found.kept == [1.0]
 
 
+def test_kernels_that_are_constant_come_last(filters: np.ndarray, kernels: np.ndarray) -> None:
+    flat = kernels.copy()
+    flat[[2, 5]] = 1.0
+    keys, weights, _ = pursue(Problem.of(filters), flat, terms=8)
+    assert (np.sort(keys, axis=1) == np.arange(1, 9)).all()
+    assert (np.sort(keys[:, 6:], axis=1) == [3, 6]).all()
+    assert np.isfinite(weights).all()
+
+
 def test_wrong_use(kernels: np.ndarray) -> None:
     with pytest.raises(InputError, match="9 terms of 8 keys"):
         pursue(Problem.of(np.ones((1, 7, 7))), kernels, terms=9)
