@@ -6,9 +6,11 @@ Nothing is trained; filters of other sizes stay as they are.
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Sequence
-from hashlib import sha256
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,9 @@ from mkf.networks import onnx_graph, tensor_storage
 from mkf.networks.sources import Source
 
 Floats = NDArray[np.float64]
+
+# Sets measured at a time, each a copy of the network: all that `drop` asks of a step by default.
+_AT_ONCE = 5
 
 
 class Top1Cost:
@@ -44,7 +49,7 @@ class Top1Cost:
     Raises
     ------
     TrainingError
-        The record is of other candidates or images.
+        The record is of another network, other candidates or images, or another version of mkf.
     """
 
     def __init__(
@@ -63,19 +68,19 @@ class Top1Cost:
         self.count = count
         self.record = record
         self.advance = advance
-        identity = f"{source.provenance.source} {images.uri} {count}"
-        digest = sha256(identity.encode() + candidates.tobytes()).hexdigest()
-        self.known = _read(record, digest)
+        self.known = _read(record, _identity(source, candidates, images, count))
 
     def __call__(self, sets: Sequence[Sequence[int]]) -> list[float]:
         """The error with each set of candidates, given by their indices."""
         wanted = [",".join(map(str, sorted(one))) for one in sets]
         missing = [i for i, name in enumerate(wanted) if name not in self.known]
-        errors = self.measure([self.candidates[list(sets[i])] for i in missing])
-        with self.record.open("a", encoding="utf-8") as file:
-            for i, error in zip(missing, errors, strict=True):
-                self.known[wanted[i]] = error
-                file.write(json.dumps({"candidates": wanted[i], "error": error}) + "\n")
+        for start in range(0, len(missing), _AT_ONCE):
+            some = missing[start : start + _AT_ONCE]
+            errors = self.measure([self.candidates[list(sets[i])] for i in some])
+            with self.record.open("a", encoding="utf-8") as file:
+                for i, error in zip(some, errors, strict=True):
+                    self.known[wanted[i]] = error
+                    file.write(json.dumps({"candidates": wanted[i], "error": error}) + "\n")
         return [self.known[name] for name in wanted]
 
     def measure(self, keys: Sequence[Floats | None]) -> list[float]:
@@ -99,16 +104,30 @@ class Top1Cost:
         return model
 
 
+def _identity(source: Source, candidates: Floats, images: Images, count: int) -> str:
+    """A digest of what a set's error depends on beside its indices; of images, ids and labels."""
+    digest = hashlib.sha256(source.model.SerializeToString(deterministic=True))
+    digest.update(candidates.tobytes())
+    told = (
+        importlib.metadata.version("mkf"),
+        asdict(source.preprocessing),
+        images.fingerprint,
+        count,
+    )
+    digest.update(repr(told).encode())
+    return digest.hexdigest()
+
+
 def _read(record: Path, digest: str) -> dict[str, float]:
-    """What a record holds, by set; a record that is not there is begun."""
-    if not record.exists():
-        record.write_text(json.dumps({"of": digest}) + "\n", encoding="utf-8")
-        return {}
-    lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):  # the call was cut off while it wrote
-        lines.pop()
-        record.write_text("".join(lines), encoding="utf-8")
-    first, *entries = map(json.loads, lines)
+    """What a record holds, by set; one that is not there, or holds no whole line, is begun."""
+    text = record.read_text(encoding="utf-8") if record.exists() else ""
+    whole = text[: text.rfind("\n") + 1]  # behind it the call was cut off while it wrote
+    kept = whole or json.dumps({"of": digest}) + "\n"
+    if kept != text:
+        temporary = record.with_name(f"{record.name}.tmp")
+        temporary.write_text(kept, encoding="utf-8")
+        temporary.replace(record)
+    first, *entries = map(json.loads, kept.splitlines())
     if first.get("of") != digest:
         raise TrainingError(
             f"{record} was made by a call with other networks, images or options; "

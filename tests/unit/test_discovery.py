@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -216,6 +218,50 @@ def test_the_error_of_a_set_is_measured_once(tmp_path: Path) -> None:
     assert record.read_text() == lines
     with pytest.raises(TrainingError, match="other networks, images or options; remove"):
         cost(load_keys()[:4])
+    weights = load_source("demo", Options())
+    weights.model.graph.initializer[0].raw_data = bytes(
+        reversed(weights.model.graph.initializer[0].raw_data)
+    )
+    size = replace(source, preprocessing=replace(source.preprocessing, input_size=(30, 30)))
+    for other in (weights, size):
+        with pytest.raises(TrainingError, match="other networks, images or options; remove"):
+            Top1Cost(other, load_keys(), images, 64, record=record)
+    with pytest.raises(TrainingError, match="other networks, images or options; remove"):
+        Top1Cost(source, load_keys(), replace(images, fingerprint="another"), 64, record=record)
+
+    for cut in ("", lines[:20]):
+        record.write_text(cut)
+        assert cost(load_keys()).known == {}
+        assert record.read_text() == lines.splitlines(keepends=True)[0]
+    assert list(tmp_path.iterdir()) == [record]
+
+
+def test_errors_are_recorded_a_few_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="install the extra serve: pip install 'mkf[serve]'")
+    from mkf.images import open_images
+    from mkf.top1_cost import Top1Cost
+
+    source = load_source("demo", Options())
+    images = open_images("fashion-mnist", preprocessing=source.preprocessing, classes=10)
+    record = tmp_path / "top1.jsonl"
+    passes: list[int] = []
+
+    def interrupt(count: int) -> None:
+        passes.append(count)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Top1Cost(source, load_keys(), images, 4, record=record, advance=interrupt)(
+            [[key] for key in range(8)]
+        )
+    assert [json.loads(line)["candidates"] for line in record.read_text().splitlines()[1:]] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
 
 
 @pytest.fixture(scope="module")
