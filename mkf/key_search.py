@@ -136,13 +136,21 @@ def search_by_clustering(filters: FilterSet, settings: Settings, progress: Progr
 
     Raises
     ------
+    InputError
+        More keys are wanted than there are filters that differ.
     MissingExtraError
         scikit-learn is not installed.
     """
     from mkf.training.clustering import LineClusters
 
     clusters = LineClusters(filters.lines, seed=settings.seed)
-    most = min(max(_MOST_CLUSTERS, settings.count or 1), len(filters.lines))
+    if (settings.count or 1) > clusters.distinct:
+        raise InputError(
+            f"there are {clusters.distinct} filters of {filters.size}x{filters.size} that differ "
+            f"by more than sign and scale, and {settings.count} keys are wanted: lower --count, or "
+            "add networks"
+        )
+    most = min(max(_MOST_CLUSTERS, settings.count or 1), clusters.distinct)
     bar = progress.add_task("clustering", total=most)
     costs = []
     for count in range(1, most + 1):

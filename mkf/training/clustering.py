@@ -25,6 +25,11 @@ class LineClusters:
     seed : int
         Of the map and of the starts.
 
+    Attributes
+    ----------
+    distinct : int
+        How many of the filters differ, and so how many clusters there can be.
+
     Raises
     ------
     MissingExtraError
@@ -50,14 +55,19 @@ class LineClusters:
         self.lines = lines
         self.seed = seed
         self.features = feature_map.fit_transform(lines)
+        # Equal filters' features differ by rounding, which the map blows up to 1e-10.
+        self.distinct = len(np.unique(self.features.round(6), axis=0))
 
     def keys(self, count: int, *, starts: int = 1) -> NDArray[np.float64]:
         """The first principal direction of each of `count` clusters, (count, d).
 
-        Of several starts the one of least inertia is taken.
+        Of several starts the one of least inertia is taken. An empty cluster has no key: with
+        `count` up to `distinct` there is none, but for filters that differ by next to nothing.
         """
         from sklearn.cluster import KMeans
 
         clusters = KMeans(count, n_init=starts, random_state=self.seed).fit(self.features)
-        members = [self.lines[clusters.labels_ == cluster] for cluster in range(count)]
+        members = [
+            self.lines[clusters.labels_ == cluster] for cluster in np.unique(clusters.labels_)
+        ]
         return np.stack([principal_direction(lines) for lines in members])

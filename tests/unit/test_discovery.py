@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from rich.progress import Progress
 
 from mkf.demo import DEMO_BASELINE
 from mkf.discovery import (
@@ -25,6 +26,7 @@ from mkf.discovery import (
 )
 from mkf.errors import InputError, TrainingError
 from mkf.idealized import idealized_kernel
+from mkf.key_search import Settings, search_by_clustering
 from mkf.keys import load_keys
 from mkf.naming import best, name_key, one_to_one
 from mkf.networks.filter_collection import FilterLayer, collect_filters, source_uri
@@ -339,3 +341,16 @@ def test_clusters_of_lines_are_the_keys_too() -> None:
     assert nearest(keys).min() >= 0.99
     signs = np.random.default_rng(0).choice([-1, 1], size=(len(lines), 1))
     np.testing.assert_allclose(LineClusters(lines * signs, seed=0).keys(8), keys, atol=1e-6)
+
+
+def test_clusters_of_few_distinct_filters() -> None:
+    pytest.importorskip("sklearn", reason="install the extra train: pip install 'mkf[train]'")
+    signs = np.random.default_rng(0).choice([-1, 1], size=(20, 1))
+    filters = select([layer((PUBLISHED[:5].repeat(4, axis=0) * signs).reshape(-1, 7, 7))])
+    with Progress(disable=True) as progress:
+        found = search_by_clustering(filters, Settings(count=5), progress)
+        assert nearest(found.lines)[:5] == pytest.approx(1)
+        assert len(found.costs) == 5
+        assert found.costs[4] == pytest.approx(0, abs=1e-12)
+        with pytest.raises(InputError, match=r"there are 5 filters of 7x7 that differ.* 6 keys"):
+            search_by_clustering(filters, Settings(count=6), progress)
