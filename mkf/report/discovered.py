@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mkf.keys import MASTER_KEYS
 from mkf.report.drawing import INK, LINE, SERIES, WIDTH, add_axes, draw_kernels, draw_svg
@@ -36,6 +36,15 @@ class FoundKey(_Part):
     cosine: float  # with that operator's best model
     well: bool  # whether that fits well
     share: Share  # of the filters that take this key
+
+    @field_validator("kernel")
+    @classmethod
+    def _square(cls, kernel: list[list[float]]) -> list[list[float]]:
+        if not kernel or any(len(row) != len(kernel) for row in kernel):
+            raise ValueError("is no square")
+        if not np.isfinite(kernel).all():
+            raise ValueError("holds a value that is not finite")
+        return kernel
 
     @property
     def name(self) -> str:

@@ -388,6 +388,22 @@ def test_found_keys_have_a_curve_and_a_picture_each(tmp_path: Path) -> None:
     assert len(discovered_figures(found.model_copy(update={"costs": []}))) == 2
 
 
+@pytest.mark.parametrize(
+    ("kernel", "what"),
+    [
+        ([], "is no square"),
+        ([[1.0, 2.0], [3.0]], "is no square"),
+        ([[1.0, 2.0]], "is no square"),
+        ([[1.0, float("nan")], [0.0, 0.0]], "not finite"),
+    ],
+)
+def test_a_found_key_is_a_finite_square(tmp_path: Path, kernel: Any, what: str) -> None:
+    first, second = DISCOVERED["keys"]
+    content = DISCOVERED | {"keys": [first, second | {"kernel": kernel}]}
+    with pytest.raises(InputError, match=rf"keys\.1\.kernel: .*{what}; give"):
+        read_discovered(saved(tmp_path, content))
+
+
 @pytest.mark.parametrize("read", [read_ladder, read_discovered, read_evaluation])
 @pytest.mark.parametrize("content", ["nonsense", "[]", "{}", b"\xff"])
 def test_another_file_is_refused_by_name(tmp_path: Path, read: Any, content: str | bytes) -> None:
