@@ -13,6 +13,8 @@ from torch import distributed
 
 from mkf.errors import InputError
 
+_TORCHRUN = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # beside WORLD_SIZE
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -54,7 +56,7 @@ def join(device: str) -> Iterator[Processes]:
     Raises
     ------
     InputError
-        cuda was asked for and is not there.
+        cuda was asked for and is not there, or several processes were not started by torchrun.
     """
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
@@ -64,6 +66,11 @@ def join(device: str) -> Iterator[Processes]:
     if count == 1:
         yield Processes(0, 1, torch.device("cuda" if cuda else "cpu"))
         return
+    if missing := [name for name in _TORCHRUN if name not in os.environ]:
+        raise InputError(
+            f"WORLD_SIZE is {count}, but {', '.join(missing)} is not set; start several processes "
+            "with torchrun, or unset WORLD_SIZE for one"
+        )
     local = int(os.environ["LOCAL_RANK"])
     if cuda and local >= torch.cuda.device_count():
         raise InputError(

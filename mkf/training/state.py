@@ -44,6 +44,8 @@ class RunFolder:
         """Raise TrainingError if another run is here, or one that is not to be resumed."""
         try:
             before = json.loads((self.path / SETTINGS).read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError("it holds no JSON object")
         except FileNotFoundError:
             return
         except (OSError, ValueError) as error:

@@ -40,6 +40,7 @@ from mkf.training.filters import place_filters, plain_weights  # noqa: E402
 from mkf.training.frozen import freeze_idealized  # noqa: E402
 from mkf.training.optimization import make_optimizer, make_schedule  # noqa: E402
 from mkf.training.plan import Plan  # noqa: E402
+from mkf.training.processes import join  # noqa: E402
 from mkf.training.start import build, find_origin  # noqa: E402
 from mkf.training.state import RunFolder  # noqa: E402
 
@@ -388,6 +389,21 @@ def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"\1\2\3")
     with pytest.raises(TrainingError, match=r"checkpoint.pt cannot be read.*remove it"):
         RunFolder(tmp_path, {}).load()
+
+
+@pytest.mark.parametrize("content", ["[]", '"text"', "{"])
+def test_settings_that_are_none_are_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(TrainingError, match=r"run\.json cannot be read .*--out"):
+        RunFolder(tmp_path, {}).check(resume=True)
+
+
+def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match=r"LOCAL_RANK.* with torchrun"), join("cpu"):
+        pass
 
 
 @pytest.mark.parametrize(
