@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mkf.commands.given import refuse_given
 from mkf.commands.options import JsonOption
+from mkf.errors import InputError
 
 # As in `mkf.commands.fit`: what is slow to import waits until the command needs it.
 if TYPE_CHECKING:
@@ -27,7 +29,13 @@ class By(StrEnum):
     CLUSTERING = "clustering"
 
 
+_OF_CALIBRATION = ("images", "shortlist", "input_size", "crop_fraction", "mean", "std")
+_OF_AUTOENCODER = ("candidates", "restarts", "steps", "work")
+_FIELDS = {"sources", "by", "keys", "cost", "costs", "elbow"}  # of the .json file, among others
+
+
 def discover(
+    context: typer.Context,
     source: Annotated[
         list[str],
         typer.Argument(
@@ -86,7 +94,8 @@ def discover(
         ),
     ] = None,
     images: Annotated[
-        int, typer.Option(help="With --calibration: the first so many images.", min=1)
+        int,
+        typer.Option(help="With --calibration: the first so many images.", min=1, max=50_000),
     ] = 512,
     shortlist: Annotated[
         int,
@@ -149,7 +158,6 @@ def discover(
         search_by_autoencoder,
         search_by_clustering,
     )
-    from mkf.keys import save_keys
     from mkf.networks.filter_collection import collect_filters, source_uri
     from mkf.networks.sources import Options
 
@@ -162,6 +170,10 @@ def discover(
         steps=steps,
         refine=refine,
     )
+    if not calibration:
+        refuse_given(context, _OF_CALIBRATION, "goes with --calibration alone")
+    if by is By.CLUSTERING:
+        refuse_given(context, _OF_AUTOENCODER, "goes with --by autoencoder alone")
     _check(out, settings, by, calibration, source)
     options = Options(
         architecture=architecture,
@@ -187,8 +199,7 @@ def discover(
             found = search_by_autoencoder(filters, settings, folder, progress, measured)
     report = described(filters, layers, found)
     report = {"sources": uris, "by": by.value, "seed": seed, "refined": refine, **report}
-    save_keys(out, [key["kernel"] for key in report["keys"]])
-    out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _write(out, report)
     if work is None:
         shutil.rmtree(folder)
     if as_json:
@@ -221,6 +232,34 @@ def _check(
         raise typer.BadParameter("--out is the CSV file; the .json file beside it comes by itself")
     if out.is_dir() or not out.parent.is_dir():
         raise typer.BadParameter(f"--out {out}: name a file in a folder that exists")
+    _check_json(out.with_suffix(".json"))
+
+
+def _check_json(path: Path) -> None:
+    """Raise InputError if the file is there and not of this command."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= _FIELDS:
+        raise InputError(
+            f"{path} is there, and not a file that `mkf discover` wrote; it would be replaced: "
+            "remove it, or choose another --out"
+        )
+
+
+def _write(out: Path, report: dict[str, Any]) -> None:
+    """Write the keys and the figures, each in one move, so that no file is ever half a file."""
+    from mkf.keys import save_keys
+
+    figures = out.with_suffix(".json")
+    keys_written, figures_written = (p.with_name(f".{p.name}.tmp") for p in (out, figures))
+    save_keys(keys_written, [key["kernel"] for key in report["keys"]])
+    figures_written.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    keys_written.replace(out)
+    figures_written.replace(figures)
 
 
 def _calibration(uri: str, options: Options, dataset: str, images: int) -> Calibration:

@@ -219,6 +219,17 @@ def test_several_networks_go_together(synthetic: Path, tmp_path: Path) -> None:
         ["--by", "guessing"],
         ["--by", "clustering", "--calibration", "fashion-mnist"],
         ["demo-idealized", "--calibration", "fashion-mnist"],
+        ["--images", "512"],
+        ["--shortlist", "5"],
+        ["--input-size", "28", "28"],
+        ["--crop-fraction", "0.9"],
+        ["--mean", "0", "0", "0"],
+        ["--std", "1", "1", "1"],
+        ["--by", "clustering", "--candidates", "50"],
+        ["--by", "clustering", "--restarts", "4"],
+        ["--by", "clustering", "--steps", "2000"],
+        ["--by", "clustering", "--work", "work"],
+        ["--calibration", "fashion-mnist", "--images", "50001"],
         ["--out", "keys.json"],
         ["--out", "no-such-folder/keys.csv"],
     ],
@@ -227,6 +238,19 @@ def test_wrong_use(options: list[str], tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     assert run("discover", "demo", "--out", "keys.csv", *options).exit_code == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_json_is_not_replaced(synthetic: Path, tmp_path: Path) -> None:
+    out, beside = tmp_path / "results.csv", tmp_path / "results.json"
+    for content in ('{"keys": 3}', "[]", "no JSON"):
+        beside.write_text(content)
+        result = run("discover", synthetic, "--by", "clustering", "--out", out)
+        assert isinstance(result.exception, InputError)
+        assert "results.json is there, and not a file that `mkf discover` wrote" in str(
+            result.exception
+        )
+        assert beside.read_text() == content
+        assert list(tmp_path.iterdir()) == [beside]
 
 
 def test_too_few_filters(tmp_path: Path) -> None:
