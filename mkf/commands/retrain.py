@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mkf.commands.given import refuse_given
 from mkf.commands.options import (
     Boundary,
     BoundaryOption,
@@ -56,6 +57,7 @@ def _setting(text: str, *names: str, **options: Any) -> Any:
 
 
 def retrain(
+    context: typer.Context,
     start_from: Annotated[
         str,
         typer.Option(
@@ -173,6 +175,9 @@ def retrain(
 
     mkf export --source ASSIGNED_BY --retrained checkpoint:OUT/model.safetensors
     """
+    if filters is Filters.LEARNED:
+        reason = "shapes idealized filters; --filters learned has none"
+        refuse_given(context, ("method", "scales", "boundary", "keys"), reason)
     given: dict[str, Any] = {
         "epochs": epochs,
         "batch_size": batch_size,

@@ -70,6 +70,8 @@ class Plan:
                 f"{self.filters} filters need a network that assigns their keys; name it with "
                 "--assigned-by"
             )
+        if self.architecture and not (_file(self.start_from) or _file(self.assigned_by)):
+            raise InputError("--architecture goes with checkpoint:FILE, and no source is one")
 
     def start(self) -> Origin:
         """The network to start from, at the size that its images will have."""

@@ -411,6 +411,7 @@ def test_several_processes_need_torchrun(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"assigned_by": None}, InputError, "name it with --assigned-by"),
         ({"filters": "learned"}, InputError, "leave --assigned-by away"),
+        ({"architecture": "convnextv2_atto"}, InputError, "goes with checkpoint:FILE"),
         ({"start_from": "resnet50"}, InputError, "use demo, timm:NAME or checkpoint:FILE"),
         ({"random_weights": True}, InputError, "goes with timm:NAME, not with demo"),
         ({"recipe": replace(RECIPE, batch_size=64)}, TrainingError, "40 training images make no"),
@@ -627,6 +628,10 @@ def test_wrong_use_ends_before_anything_is_loaded(tmp_path: Path) -> None:
     given = ["--start-from", "demo", "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert CliRunner().invoke(app, [*given, "--preset", "best"]).exit_code == 2
     assert CliRunner().invoke(app, [*given, "--epochs", "0"]).exit_code == 2
+    for option in ("--method B", "--scales separate", "--boundary exact", "--keys keys.csv"):
+        told = CliRunner().invoke(app, [*given, "--filters", "learned", *option.split()])
+        assert told.exit_code == 2
+        assert "shapes idealized filters" in told.stderr
     result = CliRunner().invoke(app, [*given, "--epochs", "9"])
     assert isinstance(result.exception, InputError)
     assert "--warmup-epochs" in str(result.exception)
