@@ -7,11 +7,16 @@ MKF_TEST_REQUIRE_ALL set they fail instead; only tests on real ImageNet photos m
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from tiny_models import write_tiny_repository
+
+# Whoever starts the tests in the background makes them ignore Ctrl-C, and with them the programs
+# that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)

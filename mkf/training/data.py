@@ -137,6 +137,7 @@ def _loader(
     import_timm()
     from timm.data import create_loader
 
+    mend_posterizing()
     loader = create_loader(
         dataset,
         input_size=(3, *preprocessing.input_size),
@@ -176,3 +177,24 @@ def seed_epoch(loader: Loader, recipe: Recipe, processes: Processes, epoch: int)
     if processes.count > 1:  # the processes share one order
         loader.sampler.seed = recipe.seed
         loader.sampler.set_epoch(epoch)
+
+
+def mend_posterizing() -> None:
+    """Make timm's augmentation use `posterize` below in place of its own."""
+    from timm.data import auto_augment
+
+    for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
+        auto_augment.NAME_TO_OP[name] = posterize
+
+
+def posterize(image: Any, bits: int, **_: Any) -> Any:
+    """What timm does under that name, for an image of no bits, too.
+
+    Its strongest setting keeps no bit, which makes all black; Pillow refuses that from version 13
+    on, and a training would end there.
+    """
+    from PIL import ImageOps
+
+    if bits < 1:
+        return image.point(lambda _: 0)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)

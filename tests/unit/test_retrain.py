@@ -35,7 +35,7 @@ from mkf.keys import load_keys  # noqa: E402
 from mkf.networks import zoo  # noqa: E402
 from mkf.networks.torch_module import depthwise_convolutions  # noqa: E402
 from mkf.training import retrain as retraining  # noqa: E402
-from mkf.training.data import open_folders  # noqa: E402
+from mkf.training.data import mend_posterizing, open_folders, posterize  # noqa: E402
 from mkf.training.filters import place_filters, plain_weights  # noqa: E402
 from mkf.training.frozen import freeze_idealized  # noqa: E402
 from mkf.training.optimization import make_optimizer, make_schedule  # noqa: E402
@@ -636,3 +636,20 @@ def test_wrong_use_ends_before_anything_is_loaded(tmp_path: Path) -> None:
     assert isinstance(result.exception, InputError)
     assert "--warmup-epochs" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("magnitude", [0, 5, 10])
+@pytest.mark.parametrize("name", ["Posterize", "PosterizeIncreasing", "PosterizeOriginal"])
+def test_posterizing_goes_down_to_no_bits(name: str, magnitude: int) -> None:
+    """timm's augmentation as the loaders set it up, on the installed Pillow."""
+    zoo.import_timm()
+    from timm.data import auto_augment
+
+    mend_posterizing()
+    operation = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude)
+    image = Image.new("RGB", (4, 4), (200, 100, 3))
+    for _ in range(4):
+        assert operation(image).size == (4, 4)
+    assert posterize(image, 0).getextrema() == ((0, 0),) * 3
+    assert posterize(image, 1).getpixel((0, 0)) == (128, 0, 0)
+    assert posterize(image, 8) is image
