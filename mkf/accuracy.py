@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from mkf.errors import GraphError
+from mkf.errors import GraphError, InputError
 from mkf.images import Images, open_images
 from mkf.networks.serving_graph import network_graph, serving_graph
 from mkf.networks.sources import Source, open_session
@@ -34,7 +34,18 @@ def open_images_of(source: Source, uri: str) -> Images:
 
 
 def network_inputs(source: Source, images: Images, *, count: int) -> list[NDArray[np.float32]]:
-    """The first images of a dataset as the source's own graph takes them, in batches of 16."""
+    """The first images of a dataset as the source's own graph takes them, in batches of 16.
+
+    Raises
+    ------
+    InputError
+        The dataset has fewer images, or one cannot be used.
+    """
+    if images.count < count:
+        raise InputError(
+            f"{images.uri} has {images.count} images, fewer than the {count} that are to "
+            "calibrate: ask for fewer with --images"
+        )
     network = network_graph(source.model, source.preprocessing.input_size)
     return [
         network.normalize(pixels, source.preprocessing)

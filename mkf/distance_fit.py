@@ -31,7 +31,7 @@ from mkf.model_grid import (
     operator_along,
 )
 from mkf.scale_descent import Norm, descend, total, weighted_median
-from mkf.scale_search import SIGMA_MAX
+from mkf.scale_space import SIGMA_MAX
 
 _S_MAX = SIGMA_MAX**2
 _STARTS = 8  # descents a fit, at most

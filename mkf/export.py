@@ -150,11 +150,6 @@ def _calibrate(
 ) -> onnx_graph.Idealization:
     """Idealize the model in place, refitted to the source's activations."""
     images = open_images_of(source, calibration.dataset)
-    if images.count < calibration.images:
-        raise InputError(
-            f"{calibration.dataset} has {images.count} images, fewer than the "
-            f"{calibration.images} that are to calibrate: ask for fewer with --images"
-        )
     inputs = network_inputs(source, images, count=calibration.images)
     return calibrate(model, inputs, idealizer(choice)).idealization
 

@@ -156,7 +156,7 @@ class _Table:
 
     @classmethod
     def of(cls, models: TermModels, nodes: int) -> Self:
-        # Even in sigma / (1 + sigma), as in `mkf.scale_search`.
+        # Even in sigma / (1 + sigma), as in `mkf.model_grid`.
         u = np.linspace(0, _TABLE_SIGMA_MAX / (1 + _TABLE_SIGMA_MAX), nodes)
         q = to_position(u / (1 - u))
         both = np.stack(np.meshgrid(q, q, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from mkf.errors import InputError, one_line
+from mkf.json_files import read_json
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -85,9 +84,4 @@ def read_ladder(path: Path) -> Ladder:
     InputError
         The file cannot be read or is none of `mkf ladder`'s.
     """
-    try:
-        return Ladder.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        raise InputError(
-            f"{path}: {one_line(error)}; give a file that `mkf ladder` wrote"
-        ) from error
+    return read_json(path, Ladder, wanted="a file that `mkf ladder` wrote")

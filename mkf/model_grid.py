@@ -16,8 +16,7 @@ from scipy.ndimage import maximum_filter1d
 
 from mkf.idealized import DIFFERENCE, Boundary
 from mkf.keys import MasterKey, Operator
-from mkf.scale_search import SIGMA_MAX
-from mkf.scale_space import gaussian
+from mkf.scale_space import SIGMA_MAX, gaussian
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -18,7 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from mkf.idealized import Boundary, axis_factor, laplacian_of_gaussian, unit_impulse
 from mkf.keys import COUNT, MASTER_KEYS, Operator, master_key
-from mkf.scale_search import SIGMA_MAX
+from mkf.scale_space import SIGMA_MAX
 
 Floats = NDArray[np.float64]
 
@@ -163,7 +163,7 @@ def _sharpening(key: int, h: Floats, boundary: Boundary) -> Name:
 def _best_scales(cosines: Callable[..., Floats], dimensions: int) -> list[float]:
     """Scales of greatest |cosine|: on a lattice over all, then on finer ones around its best node.
 
-    Lattices are even in u = sigma / (1 + sigma), as in `mkf.scale_search`. Cosines are smooth, so
+    Lattices are even in u = sigma / (1 + sigma), as in `mkf.model_grid`. Cosines are smooth, so
     that one start is enough where a norm with kinks takes many.
     """
     low, high = np.zeros(dimensions), np.full(dimensions, SIGMA_MAX / (1 + SIGMA_MAX))

@@ -15,6 +15,9 @@ from scipy.special import ive
 
 from mkf.errors import InputError
 
+SIGMA_MAX = 100.0
+"""Greatest scale that fits try, in pixels. A best scale there means that none is best."""
+
 # Beyond variances of some 1e9 the library's Bessel function gives up.
 _SIGMA_LIMIT = 1e4
 

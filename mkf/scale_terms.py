@@ -20,8 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from mkf.idealized import DIFFERENCE, Boundary, check_shape
 from mkf.keys import MASTER_KEYS, Operator
-from mkf.scale_search import SIGMA_MAX
-from mkf.scale_space import gaussian
+from mkf.scale_space import SIGMA_MAX, gaussian
 
 Floats = NDArray[np.float64]
 

@@ -12,12 +12,11 @@ import typer
 
 from mkf.commands.given import refuse_given
 from mkf.commands.options import JsonOption
+from mkf.commands.progress import progress
 from mkf.errors import InputError
 
 # As in `mkf.commands.fit`: what is slow to import waits until the command needs it.
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from mkf.key_search import Calibration, Settings
     from mkf.networks.sources import Options
 
@@ -192,11 +191,11 @@ def discover(
 
     folder = work or out.with_name(f".{out.name}.work")
     folder.mkdir(parents=True, exist_ok=True)
-    with _progress() as progress:
+    with progress(transient=False) as bars:
         if by is By.CLUSTERING:
-            found = search_by_clustering(filters, settings, progress)
+            found = search_by_clustering(filters, settings, bars)
         else:
-            found = search_by_autoencoder(filters, settings, folder, progress, measured)
+            found = search_by_autoencoder(filters, settings, folder, bars, measured)
     report = described(filters, layers, found)
     report = {"sources": uris, "by": by.value, "seed": seed, "refined": refine, **report}
     _write(out, report)
@@ -263,37 +262,12 @@ def _write(out: Path, report: dict[str, Any]) -> None:
 
 
 def _calibration(uri: str, options: Options, dataset: str, images: int) -> Calibration:
-    from mkf.images import open_images
+    from mkf.accuracy import open_images_of
     from mkf.key_search import Calibration
     from mkf.networks.sources import load_source
 
     source = load_source(uri, options)
-    opened = open_images(
-        dataset,
-        preprocessing=source.preprocessing,
-        classes=len(source.provenance.labels),
-        class_ids=source.provenance.class_ids,
-    )
-    return Calibration(source, opened, images)
-
-
-def _progress() -> Progress:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+    return Calibration(source, open_images_of(source, dataset), images)
 
 
 def _show(out: Path, report: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Progress bars of the commands, on standard error, gone when the work is done."""
+"""Progress bars of the commands, on standard error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def layer_progress(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, layers: bars.update(task, completed=done, total=layers)
 
 
-def progress() -> Progress:
-    """The project's bars."""
+def progress(*, transient: bool = True) -> Progress:
+    """The project's bars; those that are not transient stay when the work is done."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        transient=True,
+        transient=transient,
     )

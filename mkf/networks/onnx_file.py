@@ -19,7 +19,7 @@ import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto
 
-from mkf.errors import GraphError, InputError, one_line
+from mkf.errors import GraphError, one_line
 from mkf.networks import tensor_storage
 from mkf.networks.onnx_graph import Choose, Idealization, assign_layers, parse
 from mkf.networks.protobuf_patch import Path as FieldPath
@@ -119,13 +119,7 @@ def calibrate_file(
 
     _check_destination(source, out)
     loaded = load_source(f"onnx:{source}", options)
-    opened = open_images_of(loaded, dataset)
-    if opened.count < images:
-        raise InputError(
-            f"{dataset} has {opened.count} images, fewer than the {images} that are to calibrate: "
-            "ask for fewer with --images"
-        )
-    inputs = network_inputs(loaded, opened, count=images)
+    inputs = network_inputs(loaded, open_images_of(loaded, dataset), count=images)
     model = parse(source.read_bytes())
     _check_external(model, source.parent, out)
     onnx.load_external_data_for_model(model, str(source.parent))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from mkf.json_files import read_json
 from mkf.keys import MASTER_KEYS
 from mkf.report.drawing import INK, LINE, SERIES, WIDTH, add_axes, draw_kernels, draw_svg
-from mkf.report.files import read_json
 from mkf.report.numbers import percent
 from mkf.report.study import operator_name
 from mkf.repository import Figure

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, Field
 
 from mkf.errors import MissingExtraError
+from mkf.json_files import read_json
 from mkf.ladder_results import Ladder
 from mkf.report import figures as science
 from mkf.report import numbers, wording
 from mkf.report.discovered import SECTION as DISCOVERED_SECTION
 from mkf.report.discovered import Discovered, discovered_figures
-from mkf.report.files import read_json
 from mkf.report.ladder import SECTION as LADDER_SECTION
 from mkf.report.ladder import ladder_figure
 from mkf.report.network import Network

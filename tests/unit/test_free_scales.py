@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from lattice_search import least
 
 from mkf import filter_scales, layer_scales
 from mkf.assignment import assign
@@ -14,7 +15,6 @@ from mkf.expansion import Problem
 from mkf.fitting import KeyFit, fit_keys, idealized_kernels
 from mkf.idealized import axis_factor, idealized_kernel, laplacian_of_gaussian, outer, unit_impulse
 from mkf.keys import MASTER_KEYS, load_keys
-from mkf.scale_search import least
 
 
 def centered_unit(rows: np.ndarray) -> np.ndarray:

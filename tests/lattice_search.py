@@ -1,4 +1,4 @@
-"""Search for the scales of least distance, on finer and finer lattices.
+"""Search for the scales of least distance, on finer and finer lattices: what fits are held against.
 
 Distances between models and learned keys have kinks and several local minima, and a best scale can
 be 0, so a descent from a start finds what its start decides. Here the whole range of scales is laid
@@ -13,8 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-SIGMA_MAX = 100.0
-"""Greatest scale that is tried, in pixels. A best scale there means that none is best."""
+from mkf.scale_space import SIGMA_MAX
 
 # By dimensions: lattice steps per axis at the start; nodes kept at the start and at the end.
 _NODES = {1: 512, 2: 128}
