@@ -136,7 +136,7 @@ def _write_files(
     _write_json(folder / "preprocessing.json", asdict(model.preprocessing))
     labels = "".join(f"{label}\n" for label in model.provenance.labels)
     (folder / "labels.txt").write_text(labels, encoding="utf-8")
-    config = _config(model, threads)
+    config = _config(model, threads, manifest["graph_sha256"])
     (folder / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
@@ -173,8 +173,11 @@ def _figure_record(figure: Figure) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("name", "svg")}
 
 
-def _config(model: Model, threads: int) -> str:
-    """The model's config.pbtxt, in the terms of Triton's ModelConfig message."""
+def _config(model: Model, threads: int, graph_sha256: str) -> str:
+    """The model's config.pbtxt, in the terms of Triton's ModelConfig message.
+
+    A server shows the parameters to its clients: by the hash they see which graph it serves.
+    """
     try:
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2 as triton
@@ -210,6 +213,7 @@ def _config(model: Model, threads: int) -> str:
         parameters={
             "intra_op_thread_count": triton.ModelParameter(string_value=str(threads)),
             "inter_op_thread_count": triton.ModelParameter(string_value="1"),
+            "graph_sha256": triton.ModelParameter(string_value=graph_sha256),
         },
     )
     return str(text_format.MessageToString(config))

@@ -57,7 +57,11 @@ def evaluate(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="embedded:DIR; by default what MKF_ENGINE says."),
+        typer.Option(
+            metavar="URL",
+            help="embedded:DIR, or triton:HOST:PORT[,HOST:PORT...] on the models of "
+            "MKF_MODEL_REPOSITORY; by default what MKF_ENGINE says.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -136,7 +140,7 @@ async def _watch(
 async def _own_service(settings: Settings) -> AsyncIterator[EvaluationClient]:
     """A client of an evaluation service in this process, on a free port of the loopback device."""
     settings = settings.model_copy(update={"tls_cert_file": None, "tls_key_file": None})
-    engine, models = await open_engine(settings.engine)
+    engine, models = await open_engine(settings.engine, settings)
     try:
         servicer = EvaluationServicer(engine, models, settings)
 

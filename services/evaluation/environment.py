@@ -10,16 +10,17 @@ from pathlib import Path
 from services.evaluation.results import Environment
 from services.inference.repository import ServedModel
 
-PACKAGES = (
-    *("mkf", "grpcio", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "protobuf", "pyarrow"),
-    *("scipy", "tritonclient"),
-)
+PACKAGES = (*("mkf", "grpcio", "numpy", "pillow", "protobuf", "pyarrow", "scipy", "tritonclient"),)
 
 
 def describe_environment(
-    *, engine: str, models: tuple[ServedModel, ServedModel], decode_threads: int
+    *,
+    engine: str,
+    engine_versions: dict[str, str],
+    models: tuple[ServedModel, ServedModel],
+    decode_threads: int,
 ) -> Environment:
-    """The machine, the versions and the threads of this process."""
+    """The machine, the versions and the threads of this process, and of what computed."""
     return Environment(
         platform=platform.platform(),
         cpu=_cpu(),
@@ -31,7 +32,7 @@ def describe_environment(
             for model in models
             if "intra_op_thread_count" in (parameters := model.config.parameters)
         },
-        versions={"python": platform.python_version()} | _versions(),
+        versions={"python": platform.python_version()} | _versions() | engine_versions,
     )
 
 

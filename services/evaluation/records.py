@@ -67,8 +67,9 @@ class Request:
     """One request to the engine: a batch through one model."""
 
     latency_ms: float  # wall time, as the service saw it
-    queue_ms: float
-    inference_ms: float
+    queue_ms: float | None  # the engine's own word, None where it has none
+    inference_ms: float | None
+    attempts: int  # how often it was sent; of one that was repeated the latency does not count
     predictions: list[Prediction]  # one an image
 
 

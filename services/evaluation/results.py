@@ -108,9 +108,9 @@ class ModelLatency(_Part):
     min_ms: float | None
     max_ms: float | None
     mean_queue_ms: float | None
-    """Of which the request waited in the engine."""
+    """Of which the request waited in the engine, or in the server behind it."""
     mean_inference_ms: float | None
-    """Of which its batch was computed."""
+    """Of which its batch was computed; a server counts the copying of input and output in."""
     requests: Count
 
 

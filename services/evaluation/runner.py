@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
@@ -17,13 +18,14 @@ from services.evaluation.pixels import Batch, batches
 from services.evaluation.progress import Progress
 from services.evaluation.records import ROLES, BatchRecord, Prediction, Request, Run
 from services.evaluation.store import Store
-from services.inference.engine import Engine
+from services.inference.engine import Engine, ServerTimes
 from services.inference.repository import ServedModel, find_model
 
 WARMUP_REQUESTS = 3  # to each model, before the first that counts
 LATENCY_METHOD = (
     "closed loop: one request in flight at a time, the models take turns in an order drawn for "
-    "each pair of batches; wall time of a request of a full batch as the service sees it"
+    "each pair of batches; wall time of a request of a full batch that was sent once, as the "
+    "service sees it"
 )
 
 
@@ -71,7 +73,7 @@ async def run_batches(
     threads
         That decode.
     timeout_seconds
-        The deadline of each request to the engine; none is sent twice.
+        The deadline of each request to the engine, however often that sends it.
 
     Returns
     -------
@@ -89,6 +91,7 @@ async def run_batches(
     for _ in itertools.islice(selected, run.images_done):
         pass  # recorded before the run was interrupted
     await _warm_up(engine, models, batch_size=plan.batch_size, timeout_seconds=timeout_seconds)
+    times = await engine.server_times()
     number = run.batches_done
     stream = batches(
         selected,
@@ -106,6 +109,12 @@ async def run_batches(
                 requests[ROLES[index]] = await _request(
                     engine, models[index], batch, timeout_seconds=timeout_seconds
                 )
+            before, times = times, await engine.server_times()
+            for role, model in zip(ROLES, models, strict=True):
+                if model.name in times:
+                    requests[role] = _timed_by_server(
+                        requests[role], before.get(model.name), times[model.name]
+                    )
             ended = time.perf_counter()
             record = BatchRecord(
                 number=number,
@@ -178,8 +187,25 @@ async def _request(
         latency_ms=1000 * seconds,
         queue_ms=1000 * answer.queue_seconds,
         inference_ms=1000 * answer.inference_seconds,
+        attempts=answer.attempts,
         predictions=[
             judge(logits, sample.label)
             for logits, sample in zip(answer.logits, batch.samples, strict=True)
         ],
     )
+
+
+def _timed_by_server(request: Request, before: ServerTimes | None, after: ServerTimes) -> Request:
+    """The request with the server's own times: means over what it answered since the last batch.
+
+    That is this request alone where nobody else asks for the model. None where the sums do not go
+    on from the last ones, because a server was away or has started again.
+    """
+    queue_ms = inference_ms = None
+    if before is not None and after.requests > before.requests:
+        requests = after.requests - before.requests
+        queue = (after.queue_seconds - before.queue_seconds) / requests
+        inference = (after.inference_seconds - before.inference_seconds) / requests
+        if min(queue, inference) >= 0:
+            queue_ms, inference_ms = 1000 * queue, 1000 * inference
+    return dataclasses.replace(request, queue_ms=queue_ms, inference_ms=inference_ms)

@@ -276,6 +276,7 @@ class EvaluationServicer(evaluation_pb2_grpc.EvaluationServiceServicer):
             ):
                 environment = describe_environment(
                     engine=self._settings.engine,
+                    engine_versions=self._engine.versions,
                     models=comparison.models,
                     decode_threads=self._threads,
                 )

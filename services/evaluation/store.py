@@ -27,8 +27,14 @@ from services.evaluation.records import BatchRecord, Plan, Run, State
 DATABASE = "runs.sqlite3"
 LOCK = ".lock"
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+REQUESTS = """
+CREATE TABLE requests (
+    run_id TEXT NOT NULL, batch INTEGER NOT NULL, role TEXT NOT NULL, images INTEGER NOT NULL,
+    latency_ms REAL NOT NULL, queue_ms REAL, inference_ms REAL, attempts INTEGER NOT NULL,
+    PRIMARY KEY (run_id, batch, role), FOREIGN KEY (run_id, batch) REFERENCES batches
+) STRICT, WITHOUT ROWID"""
+SCHEMA = f"""
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, state TEXT NOT NULL, plan TEXT NOT NULL, created TEXT NOT NULL,
     images_done INTEGER NOT NULL, batches_done INTEGER NOT NULL, resumed INTEGER NOT NULL,
@@ -37,12 +43,7 @@ CREATE TABLE runs (
 CREATE TABLE batches (
     run_id TEXT NOT NULL REFERENCES runs, batch INTEGER NOT NULL, images INTEGER NOT NULL,
     seconds REAL NOT NULL, PRIMARY KEY (run_id, batch)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE requests (
-    run_id TEXT NOT NULL, batch INTEGER NOT NULL, role TEXT NOT NULL, images INTEGER NOT NULL,
-    latency_ms REAL NOT NULL, queue_ms REAL NOT NULL, inference_ms REAL NOT NULL,
-    PRIMARY KEY (run_id, batch, role), FOREIGN KEY (run_id, batch) REFERENCES batches
-) STRICT, WITHOUT ROWID;
+) STRICT, WITHOUT ROWID;{REQUESTS};
 CREATE TABLE samples (
     run_id TEXT NOT NULL, image INTEGER NOT NULL, role TEXT NOT NULL, batch INTEGER NOT NULL,
     sample_id TEXT NOT NULL, label INTEGER NOT NULL, predicted INTEGER NOT NULL,
@@ -50,6 +51,11 @@ CREATE TABLE samples (
     PRIMARY KEY (run_id, image, role), FOREIGN KEY (run_id, batch) REFERENCES batches
 ) STRICT, WITHOUT ROWID;
 """
+FROM_VERSION_1 = f"""
+ALTER TABLE requests RENAME TO old_requests;{REQUESTS};
+INSERT INTO requests SELECT *, 1 FROM old_requests;
+DROP TABLE old_requests
+"""  # noqa: S608
 RUN_COLUMNS = "run_id, state, plan, created, images_done, batches_done, resumed, error"
 
 
@@ -175,10 +181,10 @@ class Store:
             )
             for role, request in batch.requests.items():
                 database.execute(
-                    "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
-                        *(run_id, number, role, images),
-                        *(request.latency_ms, request.queue_ms, request.inference_ms),
+                        *(run_id, number, role, images, request.latency_ms),
+                        *(request.queue_ms, request.inference_ms, request.attempts),
                     ),
                 )
                 database.executemany(
@@ -274,8 +280,8 @@ class Store:
     def _create(self) -> None:
         with self._transaction() as database:
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in SCHEMA.split(";\n"):
+            if version < SCHEMA_VERSION:
+                for statement in (FROM_VERSION_1 if version else SCHEMA).split(";\n"):
                     database.execute(statement)
                 database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             elif version != SCHEMA_VERSION:

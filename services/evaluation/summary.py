@@ -71,7 +71,7 @@ def summarize(
     }
     ((seconds,),) = store.select("SELECT SUM(seconds) FROM batches WHERE run_id = ?", (run.run_id,))
     return Results(
-        warnings=_warnings(run, models, scored, notes),
+        warnings=_warnings(run, models, scored, notes) + _repeats(store, run.run_id),
         run=RunInfo(
             id=run.run_id,
             created=run.created,
@@ -149,11 +149,11 @@ def _model_result(model: ServedModel, top1: int, top5: int, images: int) -> Mode
 
 
 def _latency(store: Store, run: Run, role: str) -> ModelLatency:
-    """Of full batches only: a smaller last one is another request."""
+    """Of full batches sent once: a smaller last one is another request, a repeat another story."""
     rows = list(
         store.select(
             "SELECT latency_ms, queue_ms, inference_ms FROM requests "
-            "WHERE run_id = ? AND role = ? AND images = ?",
+            "WHERE run_id = ? AND role = ? AND images = ? AND attempts = 1",
             (run.run_id, role, run.plan.batch_size),
         )
     )
@@ -174,8 +174,9 @@ def _latency(store: Store, run: Run, role: str) -> ModelLatency:
     )
 
 
-def _mean(values: tuple[float, ...]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: tuple[float | None, ...]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _throughput(store: Store, run_id: str, role: str) -> float:
@@ -184,6 +185,18 @@ def _throughput(store: Store, run_id: str, role: str) -> float:
         (run_id, role),
     )
     return float(rate)
+
+
+def _repeats(store: Store, run_id: str) -> list[str]:
+    ((repeated,),) = store.select(
+        "SELECT COUNT(*) FROM requests WHERE run_id = ? AND attempts > 1", (run_id,)
+    )
+    if not repeated:
+        return []
+    return [
+        f"{repeated:,} requests were sent more than once, because a server was going or coming: "
+        "their answers count, their latency does not"
+    ]
 
 
 def _warnings(

@@ -27,7 +27,6 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup, 
 
 from services.errors import (
     DeadlineError,
-    InvalidInputError,
     LimitError,
     NotFoundError,
     RepositoryError,
@@ -35,7 +34,7 @@ from services.errors import (
     UnavailableError,
     one_line,
 )
-from services.inference.engine import Inference
+from services.inference.engine import Inference, ServerTimes, check_images
 from services.inference.repository import INPUT_NAME, OUTPUT_NAME, ServedModel
 from services.runtime import metrics
 
@@ -50,6 +49,7 @@ class EmbeddedEngine:
 
     def __init__(self, batchers: dict[str, _Batcher]) -> None:
         self._batchers = batchers
+        self.versions = {"onnxruntime": ort.__version__}
 
     @classmethod
     async def open(cls, models: dict[str, ServedModel]) -> EmbeddedEngine:
@@ -81,6 +81,10 @@ class EmbeddedEngine:
         """Whether the model would answer now; never raises."""
         return model in self._batchers and self._batchers[model].is_ready()
 
+    async def server_times(self) -> dict[str, ServerTimes]:
+        """Empty: each `Inference` says its own."""
+        return {}
+
     async def close(self) -> None:
         """Finish what was accepted and refuse what is new; a second call does nothing."""
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
@@ -98,9 +102,9 @@ class _Batcher:
 
     def __init__(self, model: ServedModel, session: ort.InferenceSession) -> None:
         config = model.config
+        self._model = model
         self._name = model.name
         self._session = session
-        self._shape = (*model.preprocessing.input_size, 3)
         self._largest = config.max_batch_size
         self._batching = config.HasField("dynamic_batching")
         batching = config.dynamic_batching
@@ -117,7 +121,7 @@ class _Batcher:
         self._workers = [asyncio.create_task(self._work()) for _ in range(instances)]
 
     async def infer(self, images: NDArray[np.uint8], *, timeout_seconds: float) -> Inference:
-        self._check(images)
+        check_images(self._model, images)
         if self._closing:
             raise UnavailableError(f"the engine is closing; {self._name} takes no more requests")
         if self._queue_limit and len(self._waiting) >= self._queue_limit:
@@ -149,13 +153,6 @@ class _Batcher:
         self._arrived.set()
         await asyncio.gather(*self._workers)
         self._threads.shutdown()
-
-    def _check(self, images: NDArray[np.uint8]) -> None:
-        expected = f"{self._name} takes uint8 (n, {', '.join(map(str, self._shape))})"
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != self._shape:
-            raise InvalidInputError(f"{expected}, not {images.dtype} {images.shape}")
-        if not 1 <= len(images) <= self._largest:
-            raise InvalidInputError(f"{expected} with n from 1 to {self._largest}: {len(images)}")
 
     async def _work(self) -> None:
         while True:

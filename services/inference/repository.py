@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -164,7 +165,7 @@ def load_models(repository: Path) -> dict[str, ServedModel]:
     return {folder.name: _load_model(folder) for folder in folders}
 
 
-def find_model(models: dict[str, ServedModel], name: str) -> ServedModel:
+def find_model(models: Mapping[str, ServedModel], name: str) -> ServedModel:
     """The model of that name.
 
     Raises

@@ -42,7 +42,13 @@ def serve(
     evaluation_port: Annotated[int | None, typer.Option(show_default="MKF_EVALUATION_PORT")] = None,
     metrics_port: Annotated[int | None, typer.Option(show_default="MKF_METRICS_PORT")] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="URL", show_default="MKF_ENGINE", help="embedded:DIR")
+        str | None,
+        typer.Option(
+            metavar="URL",
+            show_default="MKF_ENGINE",
+            help="embedded:DIR, or triton:HOST:PORT[,HOST:PORT...] on the models of "
+            "MKF_MODEL_REPOSITORY.",
+        ),
     ] = None,
 ) -> None:
     """Start the services and print their addresses; SIGTERM or Ctrl-C stops them in order.
@@ -64,7 +70,7 @@ async def _serve(service: Service, settings: Settings) -> None:
     stop = _stop_signal()
     async with AsyncExitStack() as stack:
         # Entered first, left last: the engine closes when nobody can ask it any more.
-        engine, models = await open_engine(settings.engine)
+        engine, models = await open_engine(settings.engine, settings)
         stack.push_async_callback(engine.close)
         metrics_port = stack.enter_context(
             serve_metrics(host=settings.metrics_host, port=settings.metrics_port)

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = None
 
     engine: str = "embedded:model_repository"
+    model_repository: Path = Path("model_repository")  # what triton: servers serve
+    triton_concurrent_requests: Count = 64  # of this process, to all servers together
+    triton_shared_memory: bool = False  # with servers that share this machine's /dev/shm
     results_directory: Path = Path("results")
 
     # What one request may cost.

@@ -124,7 +124,9 @@ def results(models: tuple[ServedModel, ServedModel]) -> Results:
             warmup_requests=3,
             percentile_requests={"p50": 11, "p90": 64, "p95": 130, "p99": 662, "p99.9": 6636},
         ),
-        environment=describe_environment(engine="embedded:x", models=models, decode_threads=2),
+        environment=describe_environment(
+            engine="embedded:x", engine_versions={"engine": "1"}, models=models, decode_threads=2
+        ),
     )
 
 

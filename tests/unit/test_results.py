@@ -60,6 +60,7 @@ def recorded(
                 latency_ms=number + 1.0,
                 queue_ms=0.25,
                 inference_ms=0.5,
+                attempts=1,
                 predictions=[
                     Prediction(
                         predicted=int(rng.integers(10)),
@@ -82,7 +83,9 @@ def recorded(
 @pytest.fixture(scope="module")
 def results(recorded: tuple[Store, Run], models: tuple[ServedModel, ServedModel]) -> Results:
     store, run = recorded
-    environment = describe_environment(engine="embedded:x", models=models, decode_threads=2)
+    environment = describe_environment(
+        engine="embedded:x", engine_versions={"engine": "1"}, models=models, decode_threads=2
+    )
     return summarize(store, run, models=models, notes=("a note",), environment=environment)
 
 

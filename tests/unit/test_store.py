@@ -31,6 +31,7 @@ def batch(number: int) -> BatchRecord:
         latency_ms=3,
         queue_ms=1,
         inference_ms=2,
+        attempts=1,
         predictions=[Prediction(predicted=1, rank=rank, probability=0.5) for rank in (0, 3)],
     )
     return BatchRecord(
@@ -165,6 +166,23 @@ def test_run_ids_sort_by_time() -> None:
     assert len(set(ids)) == 10
     times = [run_id.split("-")[0] for run_id in ids]
     assert times == sorted(times)
+
+
+def test_a_run_of_the_first_version_is_taken_up(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    run = store.create(PLAN)
+    store.record(run.run_id, batch(0))
+    store.close()
+    with sqlite3.connect(tmp_path / DATABASE) as database:  # as the first version had it
+        database.execute("ALTER TABLE requests DROP COLUMN attempts")
+        database.execute("PRAGMA user_version = 1")
+    database.close()
+    store = Store(tmp_path)
+    assert store.resume(run.run_id).batches_done == 1
+    store.record(run.run_id, batch(1))
+    rows = list(store.select("SELECT batch, latency_ms, attempts FROM requests ORDER BY batch"))
+    assert rows == [(0, 3, 1), (0, 3, 1), (1, 3, 1), (1, 3, 1)]
+    store.close()
 
 
 def test_a_database_of_another_version_is_refused(tmp_path: Path) -> None:
