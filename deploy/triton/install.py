@@ -104,7 +104,7 @@ def install(prefix: Path) -> None:
 def fingerprint() -> str:
     """Of all that the installation depends on, but for model.py."""
     digest = hashlib.sha256(REQUIREMENTS.read_bytes() + Path(__file__).read_bytes())
-    return f"{digest.hexdigest()}\n{base_python()}\n{sys.version}\n"
+    return f"{digest.hexdigest()}\n{Path(base_python()).resolve()}\n{sys.version}\n"
 
 
 def install_server(prefix: Path) -> None:
