@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from services.errors import (
 from services.inference.engine import Inference, ServerTimes, check_images
 from services.inference.repository import INPUT_NAME, OUTPUT_NAME, ServedModel, find_model
 from services.inference.triton_addresses import parse_addresses, resolve
+from services.inference.triton_shared_memory import Regions
 from services.runtime import metrics
 
 CONCURRENT_REQUESTS = 64
@@ -58,12 +60,14 @@ class TritonEngine:
         client: InferenceServerClient,
         servers: Mapping[str, InferenceServerClient],
         *,
+        regions: Regions | None,
         concurrent_requests: int,
     ) -> None:
         self.versions: dict[str, str] = {}
         self._models = models
         self._client = client
         self._servers = servers
+        self._regions = regions
         self._free = asyncio.Semaphore(concurrent_requests)
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -77,6 +81,7 @@ class TritonEngine:
         models: Mapping[str, ServedModel],
         *,
         concurrent_requests: int = CONCURRENT_REQUESTS,
+        shared_memory: bool = False,
     ) -> TritonEngine:
         """Connect, and see that each server that answers serves the very models.
 
@@ -88,6 +93,8 @@ class TritonEngine:
             As the repository that the servers serve describes them.
         concurrent_requests
             To all servers together; more wait here.
+        shared_memory
+            Whether pixels go through this machine's shared memory.
 
         Raises
         ------
@@ -100,17 +107,21 @@ class TritonEngine:
         """
         target = await resolve(parse_addresses(addresses))
         options = _channel_options(models.values())
+        servers = {
+            server: InferenceServerClient(server, channel_args=options) for server in target.servers
+        }
+        regions = Regions(servers.values(), _request_bytes(models.values()))
         engine = cls(
             models,
             InferenceServerClient(target.balanced, channel_args=options),
-            {
-                server: InferenceServerClient(server, channel_args=options)
-                for server in target.servers
-            },
+            servers,
+            regions=regions if shared_memory else None,
             concurrent_requests=concurrent_requests,
         )
         try:
             await engine._check_servers()
+            if shared_memory:
+                await regions.clear_dead()
         except BaseException:
             await engine.close()
             raise
@@ -164,6 +175,8 @@ class TritonEngine:
         """Wait for what was accepted, refuse what is new, and disconnect; again does nothing."""
         self._closing = True
         await self._idle.wait()
+        if self._regions:
+            await self._regions.close()
         for client in (self._client, *self._servers.values()):
             await client.close()
 
@@ -177,7 +190,6 @@ class TritonEngine:
             stop=stop_before_delay(max(deadline - time.perf_counter(), 0.0)),
             reraise=True,
         )
-        request = _tensor(images)
         try:
             async with asyncio.timeout_at(_loop_time(deadline)), self._free:
                 async for attempt in repeat:
@@ -185,12 +197,7 @@ class TritonEngine:
                         began = time.perf_counter()
                         if began >= deadline:
                             raise late
-                        result = await self._client.infer(
-                            model.name,
-                            [request],
-                            outputs=[InferRequestedOutput(OUTPUT_NAME)],
-                            client_timeout=deadline - began,
-                        )
+                        result = await self._send(model.name, images, deadline - began)
                         seconds = time.perf_counter() - began
         except TimeoutError:
             raise late from None
@@ -203,6 +210,19 @@ class TritonEngine:
             inference_seconds=seconds,
             attempts=repeat.statistics["attempt_number"],
         )
+
+    async def _send(self, model: str, images: NDArray[np.uint8], seconds: float) -> InferResult:
+        outputs = [InferRequestedOutput(OUTPUT_NAME)]
+        if self._regions is None:
+            # Its bytes as they are, copied once, out of the caller's array.
+            tensor = InferInput(INPUT_NAME, list(images.shape), "UINT8").set_data_from_numpy(images)
+            return await self._client.infer(
+                model, [tensor], outputs=outputs, client_timeout=seconds
+            )
+        async with self._regions.lend(images) as tensor:
+            return await self._client.infer(
+                model, [tensor], outputs=outputs, client_timeout=seconds
+            )
 
     async def _check_servers(self) -> None:
         """Ask every server; those that do not answer may come later, but one must."""
@@ -242,11 +262,9 @@ class TritonEngine:
 
 def _channel_options(models: Iterable[ServedModel]) -> list[tuple[str, Any]]:
     """Limits that the largest request just fits in, and a quick return to a server that is back."""
-    largest = MESSAGE_OVERHEAD_BYTES + max(
-        model.config.max_batch_size
-        * max(3 * int(np.prod(model.preprocessing.input_size)), 4 * len(model.labels))
-        for model in models
-    )
+    models = list(models)
+    answer = max(4 * model.config.max_batch_size * len(model.labels) for model in models)
+    largest = MESSAGE_OVERHEAD_BYTES + max(_request_bytes(models), answer)
     return [
         ("grpc.max_send_message_length", largest),
         ("grpc.max_receive_message_length", largest),
@@ -260,17 +278,25 @@ def _channel_options(models: Iterable[ServedModel]) -> list[tuple[str, Any]]:
     ]
 
 
-def _tensor(images: NDArray[np.uint8]) -> InferInput:
-    """The request's one input: its bytes as they are, copied once, out of the caller's array."""
-    return InferInput(INPUT_NAME, list(images.shape), "UINT8").set_data_from_numpy(images)
+def _request_bytes(models: Iterable[ServedModel]) -> int:
+    """The pixels of the largest request."""
+    return max(
+        int(model.config.max_batch_size) * 3 * math.prod(model.preprocessing.input_size)
+        for model in models
+    )
 
 
 def _logits(result: InferResult, model: ServedModel, count: int) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] | None = result.as_numpy(OUTPUT_NAME)  # a view of the answer's bytes
     expected = (count, len(model.labels))
+    wrong = f"{model.name} answered with %s where float32 {expected} belongs"
+    logits: NDArray[np.float32] | None
+    try:
+        logits = result.as_numpy(OUTPUT_NAME)  # a view of the answer's bytes
+    except ValueError as error:
+        raise ServiceError(wrong % error) from error
     if logits is None or logits.dtype != np.float32 or logits.shape != expected:
         got = "nothing" if logits is None else f"{logits.dtype} {logits.shape}"
-        raise ServiceError(f"{model.name} answered with {got} where float32 {expected} belongs")
+        raise ServiceError(wrong % got)
     return logits
 
 
@@ -324,7 +350,8 @@ def _may_be_repeated(error: BaseException) -> bool:
         return False
     if _says(error, QUEUE_FULL) or _says(error, QUEUE_EXPIRED):
         return False
-    # NOT_FOUND: that the model exists was seen; a server that stops has unloaded it.
+    # NOT_FOUND: that the model exists was seen; a server that stops has unloaded it, and one that
+    # has started again knows no shared memory.
     return error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND")
 
 

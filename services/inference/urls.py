@@ -55,6 +55,9 @@ async def open_engine(
     settings = settings or Settings(_env_file=None)
     models = await asyncio.to_thread(load_models, settings.model_repository)
     engine = await TritonEngine.open(
-        place, models, concurrent_requests=settings.triton_concurrent_requests
+        place,
+        models,
+        concurrent_requests=settings.triton_concurrent_requests,
+        shared_memory=settings.triton_shared_memory,
     )
     return engine, models
