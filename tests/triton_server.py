@@ -6,6 +6,7 @@ ends with its context, with the test process, and leaves neither processes nor s
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -69,6 +70,7 @@ class TritonServer:
     ) -> None:
         self._prefix = triton_prefix()
         self._http, self._grpc, self._metrics = free_ports(3)
+        self._shared_memory = f"mkf_test_{os.getpid()}_{self._grpc}_"
         self._options = [f"--model-repository={repository}", *options]
         if not auto_complete:
             self._options.append("--disable-auto-complete-config")
@@ -126,6 +128,7 @@ class TritonServer:
                 *("--grpc-address=127.0.0.1", f"--grpc-port={self._grpc}"),
                 *("--metrics-address=127.0.0.1", f"--metrics-port={self._metrics}"),
                 *("--strict-readiness=true", "--exit-timeout-secs=10", "--allow-gpu-metrics=false"),
+                f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
                 *self._options,
             ],
             stdin=subprocess.DEVNULL,
@@ -151,33 +154,29 @@ class TritonServer:
             return False
 
     def kill(self) -> None:
-        """SIGKILL; does nothing where it has ended already."""
+        """SIGKILL to the server and its backends' processes; nothing where it has ended already."""
         if self._process is not None:
             self._process.kill()
             self._reap()
 
     def terminate(self) -> int:
-        """SIGTERM, upon which it answers what it accepted; about 2 s. Its exit status."""
+        """SIGTERM, upon which it answers what it accepted; about 3 s. Its exit status."""
         assert self._process is not None
         self._process.terminate()
         return self._reap()
 
     def _reap(self) -> int:
-        """Wait for the server and the processes of its backends, which end with it."""
+        """Wait for the server, and see that nothing is left of it."""
         assert self._process is not None
         process, self._process = self._process, None
         try:
-            status = process.wait(STOP_SECONDS)
+            return process.wait(STOP_SECONDS)
         finally:
-            process.kill()
-            process.wait()
-            # They see within 0.3 s that the server is gone, and free their shared memory.
-            deadline = time.monotonic() + 5
-            while group_lives(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.02)
-            if group_lives(process.pid):
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        return status
+            process.wait()
+            for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+                region.unlink(missing_ok=True)
 
     def load(self, model: str) -> None:
         """Load a model, of a server with `explicit`."""
@@ -188,15 +187,6 @@ class TritonServer:
         """Unload a model, of a server with `explicit`; returns before it is gone."""
         with tritonclient.grpc.InferenceServerClient(self.address) as client:
             client.unload_model(model)
-
-
-def group_lives(group: int) -> bool:
-    """Whether any process is left of a group."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def free_ports(count: int) -> list[int]:
