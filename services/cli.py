@@ -1,4 +1,4 @@
-"""`mkf-serve`, `mkf-eval` and `mkf-classify`: where their command lines start."""
+"""`mkf-serve`, `mkf-eval`, `mkf-classify`, `mkf-healthcheck`: where their command lines start."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ def eval_main() -> None:
     from services.evaluation.command import evaluate
 
     _run(evaluate)
+
+
+def healthcheck_main() -> None:
+    """Say whether a service is serving (`mkf-healthcheck`)."""
+    from services.runtime.healthcheck import healthcheck
+
+    _run(healthcheck)
 
 
 def _run(command: Callable[..., None]) -> None:
