@@ -39,6 +39,7 @@ from services.inference.triton_shared_memory import Regions
 from services.runtime import metrics
 
 CONCURRENT_REQUESTS = 64
+RETRY_SECONDS = 10.0
 CONTROL_SECONDS = 5.0  # for questions about a server, which it answers at once
 READY_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between attempts, each drawn at random
@@ -62,12 +63,14 @@ class TritonEngine:
         *,
         regions: Regions | None,
         concurrent_requests: int,
+        retry_seconds: float,
     ) -> None:
         self.versions: dict[str, str] = {}
         self._models = models
         self._client = client
         self._servers = servers
         self._regions = regions
+        self._retry_seconds = retry_seconds
         self._free = asyncio.Semaphore(concurrent_requests)
         self._in_flight = 0
         self._idle = asyncio.Event()
@@ -81,6 +84,7 @@ class TritonEngine:
         models: Mapping[str, ServedModel],
         *,
         concurrent_requests: int = CONCURRENT_REQUESTS,
+        retry_seconds: float = RETRY_SECONDS,
         shared_memory: bool = False,
     ) -> TritonEngine:
         """Connect, and see that each server that answers serves the very models.
@@ -93,6 +97,8 @@ class TritonEngine:
             As the repository that the servers serve describes them.
         concurrent_requests
             To all servers together; more wait here.
+        retry_seconds
+            How long a request is sent again while no server answers it.
         shared_memory
             Whether pixels go through this machine's shared memory.
 
@@ -117,6 +123,7 @@ class TritonEngine:
             servers,
             regions=regions if shared_memory else None,
             concurrent_requests=concurrent_requests,
+            retry_seconds=retry_seconds,
         )
         try:
             await engine._check_servers()
@@ -138,7 +145,7 @@ class TritonEngine:
         self._in_flight += 1
         self._idle.clear()
         try:
-            return await self._infer(served, images, time.perf_counter() + timeout_seconds)
+            return await self._infer(served, images, timeout_seconds)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
@@ -181,17 +188,18 @@ class TritonEngine:
             await client.close()
 
     async def _infer(
-        self, model: ServedModel, images: NDArray[np.uint8], deadline: float
+        self, model: ServedModel, images: NDArray[np.uint8], timeout_seconds: float
     ) -> Inference:
-        late = DeadlineError(f"no answer from {model.name} in the time given")
+        late = DeadlineError(f"no answer from {model.name} within {timeout_seconds:g} seconds")
+        deadline = time.perf_counter() + timeout_seconds
         repeat = AsyncRetrying(
             retry=retry_if_exception(_may_be_repeated),
             wait=wait_random_exponential(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
-            stop=stop_before_delay(max(deadline - time.perf_counter(), 0.0)),
+            stop=stop_before_delay(min(timeout_seconds, self._retry_seconds)),
             reraise=True,
         )
         try:
-            async with asyncio.timeout_at(_loop_time(deadline)), self._free:
+            async with asyncio.timeout(timeout_seconds), self._free:
                 async for attempt in repeat:
                     with attempt:
                         began = time.perf_counter()
@@ -202,6 +210,8 @@ class TritonEngine:
         except TimeoutError:
             raise late from None
         except InferenceServerException as error:
+            if error.status() == "StatusCode.DEADLINE_EXCEEDED":
+                raise late from error
             raise _translated(error, model.name) from error
         metrics.PHASE_SECONDS.labels(model.name, "inference").observe(seconds)
         return Inference(
@@ -358,8 +368,8 @@ def _may_be_repeated(error: BaseException) -> bool:
 def _translated(error: InferenceServerException, model: str) -> ServiceError:
     if _says(error, QUEUE_FULL):
         return LimitError(f"too many requests wait for {model} already; try again later")
-    if _says(error, QUEUE_EXPIRED) or error.status() == "StatusCode.DEADLINE_EXCEEDED":
-        return DeadlineError(f"no answer from {model} in the time given")
+    if _says(error, QUEUE_EXPIRED):
+        return DeadlineError(f"a request waited for {model} longer than its queue policy allows")
     if _may_be_repeated(error):
         return UnavailableError(f"no Triton server answers for {model}: {one_line(error)}")
     _log.error("%s failed on a request: %s", model, one_line(error))
@@ -372,8 +382,3 @@ def _says(error: InferenceServerException, words: str) -> bool:
 
 def _shown(server: str) -> str:
     return server.removeprefix("dns:///")
-
-
-def _loop_time(deadline: float) -> float:
-    """The event loop's time at a time of `time.perf_counter`."""
-    return asyncio.get_running_loop().time() + deadline - time.perf_counter()

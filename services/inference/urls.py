@@ -58,6 +58,7 @@ async def open_engine(
         place,
         models,
         concurrent_requests=settings.triton_concurrent_requests,
+        retry_seconds=settings.triton_retry_seconds,
         shared_memory=settings.triton_shared_memory,
     )
     return engine, models

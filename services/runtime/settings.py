@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     engine: str = "embedded:model_repository"
     model_repository: Path = Path("model_repository")  # what triton: servers serve
     triton_concurrent_requests: Count = 64  # of this process, to all servers together
+    triton_retry_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 10.0
     triton_shared_memory: bool = False  # with servers that share this machine's /dev/shm
     results_directory: Path = Path("results")
 

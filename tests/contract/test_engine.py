@@ -1,4 +1,4 @@
-"""What every engine must do. A second engine joins by one more branch in the fixture `serve`."""
+"""What every engine must do, the embedded one and a real Triton server: the same tests for both."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from google.protobuf import text_format
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from triton_server import TritonServer
 from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
 from mkf.repository import (
@@ -40,10 +41,12 @@ from services.inference.embedded import EmbeddedEngine
 from services.inference.engine import Engine, Inference
 from services.inference.repository import load_models
 from services.inference.urls import open_engine
+from services.runtime.settings import Settings
 
 SIZE = (4, 4)
 LONG = 60.0  # seconds; far beyond what any of these requests take
 HOLD = 255  # makes a request take a good part of a second
+ARRIVAL = 0.05  # seconds, in which a request has arrived where it waits
 
 
 def probe_graph() -> onnx.ModelProto:
@@ -136,8 +139,17 @@ class Probe:
     async def hold(self) -> asyncio.Task[Inference]:
         """Keep one instance busy, so that what comes next has to wait."""
         holding = self.start(images(green=HOLD))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(ARRIVAL)
         return holding
+
+    async def queue(self, *sizes: int) -> list[asyncio.Task[Inference]]:
+        """Requests of so many images, one behind the other; a server's queue is not asked at once."""
+        tasks = []
+        for size in sizes:
+            tasks.append(self.start(images(size)))
+            await asyncio.sleep(ARRIVAL / 5)
+        await asyncio.sleep(ARRIVAL)
+        return tasks
 
 
 def batch_sizes(answers: list[Inference]) -> list[int]:
@@ -163,13 +175,21 @@ def write_probe(directory: Path, configure: Configure | None = None) -> Path:
     return directory
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", "triton", "triton with shared memory"])
 async def serve(request: pytest.FixtureRequest) -> AsyncIterator[Callable[[Path], Awaitable[Any]]]:
     """Opens an engine on a model repository; closed after the test."""
     async with AsyncExitStack() as stack:
 
         async def open_on(repository: Path) -> Engine:
-            engine, _ = await open_engine(f"{request.param}:{repository}")
+            url = f"embedded:{repository}"
+            if request.param != "embedded":
+                url = f"triton:{stack.enter_context(TritonServer(repository)).address}"
+            settings = Settings(
+                _env_file=None,
+                model_repository=repository,
+                triton_shared_memory="shared memory" in request.param,
+            )
+            engine, _ = await open_engine(url, settings)
             stack.push_async_callback(engine.close)
             return engine
 
@@ -260,14 +280,19 @@ async def test_waiting_requests_share_a_batch_and_each_gets_its_own_logits(
     for n, answer in zip((1, 2, 3), answers, strict=True):
         assert answer.logits.shape == (n, 2)
         assert (answer.logits[:, 1] == 10 * n).all()
-        assert answer.queue_seconds > 0
+    if times := await model.engine.server_times():
+        assert times["probe"].requests == 4
+        assert times["probe"].queue_seconds > 0
+        assert times["probe"].inference_seconds > 0
+    else:
+        assert all(answer.queue_seconds > 0 for answer in answers)
     assert batch_sizes([await holding]) == [1]
 
 
 async def test_a_request_is_never_split_and_the_order_is_kept(probe: MakeProbe) -> None:
     model = await probe()
     holding = await model.hold()
-    answers = await asyncio.gather(*(model(images(n)) for n in (5, 3, 5, 2, 2, 8, 1)))
+    answers = await asyncio.gather(*await model.queue(5, 3, 5, 2, 2, 8, 1))
     assert batch_sizes(answers) == [8, 8, 7, 7, 2, 8, 1]
     await holding
 
@@ -305,7 +330,7 @@ async def test_a_preferred_batch_does_not_wait_for_the_delay(probe: MakeProbe) -
         config.dynamic_batching.preferred_batch_size.extend([2, 4])
 
     model = await probe(configure)
-    waiting = [model.start(images()) for _ in range(3)]
+    waiting = await model.queue(1, 1, 1)
     assert batch_sizes(await asyncio.gather(*waiting[:2])) == [2, 2]
     assert not waiting[2].done()
     assert batch_sizes(await asyncio.gather(model(images()), waiting[2])) == [2, 2]
@@ -317,8 +342,7 @@ async def test_a_full_queue_refuses_and_recovers(probe: MakeProbe) -> None:
 
     model = await probe(configure)
     holding = await model.hold()
-    waiting = [model.start(images()) for _ in range(2)]
-    await asyncio.sleep(0)
+    waiting = await model.queue(1, 1)
     with pytest.raises(LimitError, match="try again later"):
         await model(images())
     assert batch_sizes(await asyncio.gather(*waiting)) == [2, 2]
@@ -403,14 +427,6 @@ async def test_close_finishes_what_was_accepted_and_refuses_the_rest(probe: Make
         await model(images())
 
 
-async def test_close_does_not_wait_for_the_delay(probe: MakeProbe) -> None:
-    model = await probe(wait_long)
-    accepted = model.start(images(3))
-    await asyncio.sleep(0.01)
-    await model.engine.close()
-    assert batch_sizes([await accepted]) == [3]
-
-
 async def test_many_requests_all_get_their_own_answer(probe: MakeProbe) -> None:
     def configure(config: ModelConfig) -> None:
         config.instance_group[0].count = 3
@@ -426,6 +442,14 @@ async def test_many_requests_all_get_their_own_answer(probe: MakeProbe) -> None:
 
 
 # From here on the embedded engine alone: how it opens a repository.
+
+
+async def test_close_does_not_wait_for_the_delay(tmp_path: Path) -> None:
+    engine, _ = await open_engine(f"embedded:{write_probe(tmp_path, wait_long)}")
+    accepted = Probe(engine).start(images(3))
+    await asyncio.sleep(0.01)
+    await engine.close()
+    assert batch_sizes([await accepted]) == [3]
 
 
 async def test_urls_that_name_no_engine_are_refused(tmp_path: Path) -> None:
