@@ -15,8 +15,6 @@ GPU that this ONNX Runtime cannot use runs on the CPU.
 from __future__ import annotations
 
 import json
-import os
-import threading
 import time
 from pathlib import Path
 
@@ -66,7 +64,6 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the graph and see that the configuration describes it."""
-        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
         config = json.loads(args["model_config"])
         started = time.perf_counter()
         self.session = open_session(config, choose_providers(args))
@@ -137,16 +134,6 @@ class TritonPythonModel:
             response({name: result[end - count : end] for name, result in results.items()}, request)
             for request, count, end in zip(requests, counts, ends, strict=True)
         ]
-
-
-def end_with(server):
-    """End once the server is gone; the watch that Triton keeps can hang after a SIGKILL."""
-    while os.getppid() == server:
-        time.sleep(1)
-    time.sleep(2)  # for Triton's watch, which frees more
-    command = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-    Path("/dev/shm", command[2].decode()).unlink(missing_ok=True)  # noqa: S108 - Triton's choice
-    os._exit(1)
 
 
 def response(results, request):
