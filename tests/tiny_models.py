@@ -52,10 +52,10 @@ def tiny_graph(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
-def write_tiny_repository(directory: Path) -> Path:
+def write_tiny_repository(directory: Path, *, size: tuple[int, int] = SIZE) -> Path:
     """A repository whose two models agree on most images, not on all."""
     preprocessing = Preprocessing(
-        input_size=SIZE, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_fraction=1.0
+        input_size=size, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_fraction=1.0
     )
     provenance = Provenance(
         source="tests", license="Apache-2.0", labels=[f"class {n}" for n in range(CLASSES)]
@@ -76,13 +76,13 @@ def write_tiny_repository(directory: Path) -> Path:
         layers=[{"name": "conv", "channels": 8, "kept": 0.9, "keys": {"1": 8}}],
         trained=False,
     )
-    graph = tiny_graph(1)
+    graph = tiny_graph(1, size=size)
     weight = numpy_helper.to_array(graph.graph.initializer[1])
     noise = np.random.default_rng(2).normal(size=weight.shape).astype(np.float32)
     graph.graph.initializer[1].CopyFrom(numpy_helper.from_array(weight + 0.3 * noise, "weight"))
     shared: dict[str, Any] = {"preprocessing": preprocessing, "provenance": provenance}
     models = [
-        Model(name=BASELINE, graph=tiny_graph(1), **shared),
+        Model(name=BASELINE, graph=tiny_graph(1, size=size), **shared),
         Model(name=IDEALIZED, graph=graph, idealization=idealization, **shared),
     ]
     write_models(directory, models, threads=1)

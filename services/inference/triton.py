@@ -45,6 +45,15 @@ READY_SECONDS = 1.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between attempts, each drawn at random
 MESSAGE_OVERHEAD_BYTES = 64 * 1024  # names, shapes and framing beside the tensors
 
+REPEATED = (
+    "StatusCode.UNAVAILABLE",
+    # That the model exists was seen: a server that stops has unloaded it, and one that has started
+    # again knows no shared memory.
+    "StatusCode.NOT_FOUND",
+    # By a server that stops; what is canceled on this side ends in asyncio's CancelledError.
+    "StatusCode.CANCELLED",
+)
+
 # Triton's words for a request that its queue policy turned away; the code is UNAVAILABLE, too.
 QUEUE_FULL = "exceeds maximum queue size"
 QUEUE_EXPIRED = "request timeout expired"
@@ -311,16 +320,19 @@ def _logits(result: InferResult, model: ServedModel, count: int) -> NDArray[np.f
 
 
 def _check_config(model: ServedModel, served: ModelConfig, server: str) -> None:
-    own = model.config
-    what = None
-    if _graph(served) != model.manifest.graph_sha256:
-        what = "another graph" if _graph(served) else "a graph that its configuration does not name"
-    elif served.max_batch_size != own.max_batch_size:
-        what = f"batches of up to {served.max_batch_size} images, not {own.max_batch_size}"
-    if what:
+    again = "start it again on the model repository that MKF_MODEL_REPOSITORY names"
+    if not (graph := _graph(served)):
         raise RepositoryError(
-            f"{server} serves {model.name} with {what}; start it again on the model repository "
-            "that MKF_MODEL_REPOSITORY names"
+            f"{server} does not say which graph it serves as {model.name}; export the models "
+            f"again, and {again}"
+        )
+    if graph != model.manifest.graph_sha256:
+        raise RepositoryError(f"{server} serves {model.name} with another graph; {again}")
+    largest = model.config.max_batch_size
+    if served.max_batch_size != largest:
+        raise RepositoryError(
+            f"{server} serves {model.name} in batches of up to {served.max_batch_size} images, not "
+            f"{largest}; {again}"
         )
     if served.response_cache.enable:
         raise RepositoryError(
@@ -355,14 +367,12 @@ def _sum_times(stats: Sequence[Any]) -> ServerTimes:
 
 
 def _may_be_repeated(error: BaseException) -> bool:
-    """Whether a server was going down or coming up: then the request was not, or half, run."""
+    """Whether a server was going down or coming up; whether it ran the request is not known."""
     if not isinstance(error, InferenceServerException):
         return False
     if _says(error, QUEUE_FULL) or _says(error, QUEUE_EXPIRED):
         return False
-    # NOT_FOUND: that the model exists was seen; a server that stops has unloaded it, and one that
-    # has started again knows no shared memory.
-    return error.status() in ("StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND")
+    return error.status() in REPEATED
 
 
 def _translated(error: InferenceServerException, model: str) -> ServiceError:

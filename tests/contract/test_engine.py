@@ -143,7 +143,7 @@ class Probe:
         return holding
 
     async def queue(self, *sizes: int) -> list[asyncio.Task[Inference]]:
-        """Requests of so many images, one behind the other; a server's queue is not asked at once."""
+        """Requests of so many images, one behind the other, as a server takes them."""
         tasks = []
         for size in sizes:
             tasks.append(self.start(images(size)))
