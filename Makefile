@@ -34,6 +34,11 @@ lint: $(VENV)/.train  ## Check style, types, imports and the generated API
 bench: $(VENV)/.serve  ## Time the fits and filters' own scales beside a plain grid search
 	$(BIN)/python benchmarks/fit.py
 
+.PHONY: parity
+parity: $(VENV)/.serve model_repository/convnext_idealized  ## See that torch, ONNX Runtime, Triton and the service give the same answers
+	$(BIN)/python deploy/triton/install.py
+	$(BIN)/python -m benchmarks.parity
+
 proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --pyi_out=. --grpc_python_out=. proto/mkf/v1/*.proto
 

@@ -1,0 +1,1 @@
+"""Parity: the same images through torch, ONNX Runtime, Triton and the classification service."""

@@ -1,0 +1,67 @@
+"""Whether Triton computes every answer: no response cache, by configuration and by its counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc.aio import InferenceServerClient
+
+from benchmarks.parity.counts import CONTROL_SECONDS, Counts, count
+from services.inference.engine import Engine
+
+REQUESTS = 2  # of the same image
+COUNT_SECONDS = 2.0  # for the servers to count them
+TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class CacheCheck:
+    """What the servers say of a model before and after the same request was sent twice."""
+
+    model: str
+    enabled: bool  # in the configuration that one of them serves
+    before: Counts
+    after: Counts
+
+    def breaches(self) -> list[str]:
+        """What speaks against it that both requests were computed."""
+        found = []
+        if self.enabled:
+            found.append("its response cache is on")
+        if self.after.cache_hits or self.after.cache_misses:
+            found.append(
+                f"its response cache was asked ({self.after.cache_hits} hits, "
+                f"{self.after.cache_misses} misses)"
+            )
+        for what in ("inferences", "executions"):
+            more = getattr(self.after, what) - getattr(self.before, what)
+            if more < REQUESTS:
+                found.append(f"{REQUESTS} equal requests made {more} {what}")
+        return [f"{self.model}: {text}" for text in found]
+
+
+async def check_cache(
+    model: str,
+    clients: Sequence[InferenceServerClient],
+    engine: Engine,
+    image: NDArray[np.uint8],
+) -> CacheCheck:
+    """Ask the servers, send one image (1, height, width, 3) twice through the engine, ask again."""
+    configs = [
+        (await client.get_model_config(model, client_timeout=CONTROL_SECONDS)).config
+        for client in clients
+    ]
+    before = await count(model, clients)
+    for _ in range(REQUESTS):
+        await engine.infer(model, image, timeout_seconds=TIMEOUT_SECONDS)
+    after = await count(model, clients)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + COUNT_SECONDS
+    while after.executions < before.executions + REQUESTS and loop.time() < deadline:
+        await asyncio.sleep(0.05)
+        after = await count(model, clients)
+    return CacheCheck(model, any(config.response_cache.enable for config in configs), before, after)
