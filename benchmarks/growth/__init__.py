@@ -1,0 +1,1 @@
+"""What growing costs, measured: `python -m benchmarks.growth`."""
