@@ -22,8 +22,19 @@ eval: $(VENV)/.serve model_repository/convnext_idealized  ## Compare both networ
 serve: $(VENV)/.serve model_repository/convnext_idealized  ## Start both services on the embedded engine
 	$(BIN)/mkf-serve
 
+.PHONY: triton
+triton: $(VENV)/.serve model_repository/convnext_idealized  ## Start Triton on the models, from wheels, without Docker
+	$(BIN)/python deploy/triton/install.py
+	$(BIN)/python deploy/triton/serve.py
+
+# Where Triton cannot be installed its tests skip and say why.
 test: lint  ## Run all checks and tests
+	-$(BIN)/python deploy/triton/install.py
 	$(BIN)/python -m pytest
+
+.PHONY: test-compose
+test-compose: $(VENV)/.serve  ## Build all container images and run the CPU stack, under podman (as root; about 5 minutes)
+	MKF_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose
 
 lint: $(VENV)/.train  ## Check style, types, imports and the generated API
 	$(BIN)/ruff check .
@@ -45,8 +56,8 @@ proto: $(VENV)/.serve  ## Generate the API mkf.v1 from proto/
 demo-network: $(VENV)/.train  ## Train the demo's two networks and export them (about an hour on 2 cores; resumes)
 	$(BIN)/python -m mkf.demo.build
 
-clean:  ## Remove the environment and the tools' caches; exported models, runs and training stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+clean:  ## Remove the environments and the tools' caches; exported models, runs and training stay
+	rm -rf $(VENV) .triton .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # Only where nothing is exported yet: what a user put there stays.
 model_repository/convnext_idealized: | $(VENV)/.serve
