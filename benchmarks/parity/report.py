@@ -86,7 +86,7 @@ def print_report(outcome: Outcome, plan: Plan, console: Console) -> None:
     for line in _lines(outcome):
         console.print(line, highlight=False, soft_wrap=True)
     if not outcome.breaches():
-        console.print("Every hop gives the same answer, within its limit.", highlight=False)
+        console.print("Every hop that was run gives the same answer, within its limit.")
 
 
 def _rows(comparisons: list[Comparison]) -> list[list[Comparison]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mkf.demo import DIRECTORY
-from mkf.errors import InputError, MissingExtraError
+from mkf.errors import InputError, MissingExtraError, SourceError
 from mkf.idealization import Choice, idealizer
 from mkf.keys import load_keys
 from mkf.networks import zoo
@@ -36,15 +36,9 @@ def torch_networks(
 
     Raises
     ------
-    InputError
-        The source is another.
-    SourceError
-        The source cannot be loaded.
+    InputError, SourceError
+        The source that was given is another, or cannot be loaded.
     """
-    try:
-        zoo.import_timm()
-    except MissingExtraError as error:
-        return {}, dict.fromkeys(models, str(error))
     networks: dict[str, Network] = {}
     reasons: dict[str, str] = {}
     for name, model in models.items():
@@ -55,7 +49,12 @@ def torch_networks(
         ):
             reasons[name] = f"its source, {given}, is none that torch can run; name one: --source"
             continue
-        module = _module(model, given)
+        try:
+            module = _module(model, given)
+        except (MissingExtraError, SourceError, InputError) as error:
+            if source is not None and not isinstance(error, MissingExtraError):
+                raise  # what was asked for is told
+            module = str(error)
         if isinstance(module, str):
             reasons[name] = module
         else:
@@ -97,6 +96,7 @@ def _baseline(source: str) -> nn.Module:
 
 
 def _demo(name: str) -> nn.Module:
+    zoo.import_timm()
     from safetensors.torch import load_file
 
     from mkf.demo.architecture import create_network
