@@ -21,7 +21,7 @@ RUN case "$MODEL" in timm:*|checkpoint:*) train=train ;; *) train= ;; esac \
 COPY README.md LICENSE ./
 COPY mkf mkf
 COPY services services
-COPY --chmod=755 deploy/docker/export_once.py /opt/mkf/bin/export-once
+COPY deploy/docker/export_once.py /opt/mkf/bin/export-once
 RUN /opt/pip/bin/pip --python /opt/mkf/bin/python install --no-deps . \
     && find /opt/mkf -type d -name tests -prune -exec rm -r {} +
 

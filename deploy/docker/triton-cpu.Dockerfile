@@ -8,7 +8,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 COPY deploy/triton deploy/triton
 RUN python3 deploy/triton/install.py --prefix /opt/triton
-COPY --chmod=755 deploy/docker/triton_ready.py /opt/triton/bin/triton-ready
+COPY deploy/docker/triton_ready.py /opt/triton/bin/triton-ready
 
 FROM ${PYTHON_IMAGE}
 ARG VERSION=0.1.0

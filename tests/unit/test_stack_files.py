@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tomllib
@@ -516,31 +515,3 @@ def samples_of(family: prometheus_client.Metric) -> set[str]:
     """Names under which a metric without samples yet will be exposed."""
     suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
     return {f"{family.name}{suffix}" for suffix in suffixes.get(family.type, ("",))}
-
-
-# mkf-healthcheck
-
-
-def healthcheck(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if PREFIX not in name}
-    return subprocess.run(
-        [Path(sys.executable).parent / "mkf-healthcheck", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=environment | variables,
-    )
-
-
-def test_a_service_that_does_not_answer_is_not_healthy() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    done = healthcheck("classification", MKF_CLASSIFICATION_PORT=str(port), MKF_HOST="0.0.0.0")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert f"localhost:{port} does not answer" in done.stderr
-
-
-def test_another_service_is_wrong_use() -> None:
-    assert healthcheck("grafana").returncode == 2
