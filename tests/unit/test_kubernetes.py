@@ -289,7 +289,9 @@ def test_budgets_and_autoscalers_are_of_the_deployments(objects: list[Object]) -
         target = scaler["spec"]["scaleTargetRef"]
         assert target["name"] == scaler["metadata"]["name"]
         assert "replicas" not in deployments[target["name"]]["spec"]  # applying would reset it
-        assert 2 <= scaler["spec"]["minReplicas"] < scaler["spec"]["maxReplicas"]
+        on_gpus = "nvidia.com/gpu" in server(objects, "triton")["resources"]["limits"]
+        assert scaler["spec"]["minReplicas"] == (2 if on_gpus else 1)
+        assert scaler["spec"]["minReplicas"] < scaler["spec"]["maxReplicas"]
 
 
 # Probes, and the way out
