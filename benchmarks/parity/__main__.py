@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +19,7 @@ from benchmarks.parity.images import load_images
 from benchmarks.parity.report import print_report, to_json
 from benchmarks.parity.run import Choice, run
 from mkf.errors import MkfError
-from services.errors import ServiceError
+from services.errors import InvalidInputError, ServiceError
 from services.evaluation.runner import comparable_models
 from services.inference.repository import BASELINE, IDEALIZED, load_models
 
@@ -98,8 +99,13 @@ def main(
     models = load_models(repository)
     chosen = comparable_models(models, (BASELINE, IDEALIZED))
     largest = min(model.config.max_batch_size for model in chosen)
-    sizes = sorted({size for size in SIZES if size < largest} | {largest})
     images = load_images(dataset, chosen[0], limit=limit, noise=noise)
+    sizes = [size for size in SIZES if size < largest] + [largest]
+    if len(images.names) < largest:
+        raise InvalidInputError(
+            f"{len(images.names)} images do not fill the largest batch, {largest}; raise --limit "
+            "or --noise"
+        )
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}"),
@@ -146,6 +152,7 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what stops the servers
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(main)
     try:

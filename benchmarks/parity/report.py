@@ -64,6 +64,7 @@ def print_report(outcome: Outcome, plan: Plan, console: Console) -> None:
     console.print(
         f"Largest difference of a logit by batch size; {len(images.names) - images.noise} images "
         f"of {images.dataset}, {images.noise} of noise",
+        markup=False,
         highlight=False,
     )
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
@@ -81,10 +82,11 @@ def print_report(outcome: Outcome, plan: Plan, console: Console) -> None:
     console.print(
         f"*: of log-probabilities, which float32 carries to {PROBABILITY_ROUNDING:.0e} and down to "
         f"{SMALLEST_PROBABILITY:.0e}; top-1: images with the same one\n",
+        markup=False,
         highlight=False,
     )
     for line in _lines(outcome):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not outcome.breaches():
         console.print("Every hop that was run gives the same answer, within its limit.")
 
@@ -177,4 +179,7 @@ def _environment(outcome: Outcome, plan: Plan, choice: Choice) -> dict[str, Any]
             continue
     if choice.triton and choice.servers is None:
         versions["onnxruntime of triton"] = runtime_version()
-    return described | {"omp_num_threads": os.environ.get("OMP_NUM_THREADS")}
+    return described | {
+        "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        "load_average": os.getloadavg()[0],  # of the last minute, this run included
+    }

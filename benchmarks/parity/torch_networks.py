@@ -43,10 +43,10 @@ def torch_networks(
     reasons: dict[str, str] = {}
     for name, model in models.items():
         given = source or model.manifest.source
-        if source is None and (
-            given.partition(":")[0] not in ("demo", "timm", "checkpoint")
-            or model.manifest.random_weights
-        ):
+        if source is None and model.manifest.random_weights:
+            reasons[name] = "its weights are random, and its source has them not"
+            continue
+        if source is None and given.partition(":")[0] not in ("demo", "timm", "checkpoint"):
             reasons[name] = f"its source, {given}, is none that torch can run; name one: --source"
             continue
         try:

@@ -111,7 +111,7 @@ def test_a_server_with_one_other_weight_is_found(repository: Path, tmp_path: Pat
     with TritonServer(served) as server:
         done = parity(
             *("--repository", repository, "--engine", f"triton:{server.address}"),
-            *("--limit", 8, "--noise", 8, "--same-model-images", 0, "--without", "torch"),
+            *("--limit", 16, "--noise", 16, "--same-model-images", 0, "--without", "torch"),
         )
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("parity: ")]
@@ -174,12 +174,19 @@ def test_a_server_that_is_not_there_is_told_in_one_line(repository: Path) -> Non
         port = taken.getsockname()[1]
     done = parity(
         *("--repository", repository, "--engine", f"triton:127.0.0.1:{port}"),
-        *("--without", "torch", "--limit", 2, "--noise", 0),
+        *("--without", "torch", "--limit", 16, "--noise", 16),
     )
     assert done.returncode == 1
     assert done.stdout == ""
     last = done.stderr.splitlines()[-1]
     assert last.startswith("parity: no Triton server answers at 127.0.0.1:")
+
+
+def test_images_that_do_not_fill_the_largest_batch_are_too_few(repository: Path) -> None:
+    done = parity("--repository", repository, "--limit", 30, "--noise", 1)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("parity: 31 images do not fill the largest batch, 32; ")
 
 
 @pytest.mark.parametrize(
