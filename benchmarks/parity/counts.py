@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 from services.inference.triton_addresses import parse_addresses, resolve
 
 CONTROL_SECONDS = 5.0
+PAUSE_SECONDS = 0.1
+SETTLING_PAUSES = 20  # at most; with other clients' requests the counts never rest
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,17 @@ async def control_clients(addresses: str) -> AsyncIterator[list[InferenceServerC
 
 
 async def count(model: str, clients: Sequence[InferenceServerClient]) -> Counts:
-    """Ask all servers; one counts a request a moment after it has answered it."""
+    """Ask all servers until their counts rest: one counts a request after it has answered it."""
+    counts = await _count(model, clients)
+    for _ in range(SETTLING_PAUSES):
+        await asyncio.sleep(PAUSE_SECONDS)
+        before, counts = counts, await _count(model, clients)
+        if counts == before:
+            break
+    return counts
+
+
+async def _count(model: str, clients: Sequence[InferenceServerClient]) -> Counts:
     answers = [
         await client.get_inference_statistics(model, client_timeout=CONTROL_SECONDS)
         for client in clients
