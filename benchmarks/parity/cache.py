@@ -12,21 +12,22 @@ from tritonclient.grpc.aio import InferenceServerClient
 from benchmarks.parity.counts import CONTROL_SECONDS, Counts, count
 from services.inference.engine import Engine
 
-REQUESTS = 2  # of the same image
+REQUESTS = 2  # of the same image, for each server
 TIMEOUT_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class CacheCheck:
-    """What the servers say of a model before and after the same request was sent twice."""
+    """What the servers say of a model before and after equal requests were sent."""
 
     model: str
     enabled: bool  # in the configuration that one of them serves
     before: Counts
     after: Counts
+    requests: int
 
     def breaches(self) -> list[str]:
-        """What speaks against it that both requests were computed."""
+        """What speaks against it that every request was computed."""
         found = []
         if self.enabled:
             found.append("its response cache is on")
@@ -37,8 +38,8 @@ class CacheCheck:
             )
         for what in ("inferences", "executions"):
             more = getattr(self.after, what) - getattr(self.before, what)
-            if more < REQUESTS:
-                found.append(f"{REQUESTS} equal requests made {more} {what}")
+            if more < self.requests:
+                found.append(f"{self.requests} equal requests made {more} {what}")
         return [f"{self.model}: {text}" for text in found]
 
 
@@ -48,13 +49,18 @@ async def check_cache(
     engine: Engine,
     image: NDArray[np.uint8],
 ) -> CacheCheck:
-    """Ask the servers, send one image (1, height, width, 3) twice through the engine, ask again."""
+    """Ask the servers, send them one image (1, height, width, 3) again and again, ask again.
+
+    Of several servers behind the engine one gets it twice, whichever it chooses.
+    """
     configs = [
         (await client.get_model_config(model, client_timeout=CONTROL_SECONDS)).config
         for client in clients
     ]
     before = await count(model, clients)
-    for _ in range(REQUESTS):
+    requests = REQUESTS * len(clients)
+    for _ in range(requests):
         await engine.infer(model, image, timeout_seconds=TIMEOUT_SECONDS)
     after = await count(model, clients)
-    return CacheCheck(model, any(config.response_cache.enable for config in configs), before, after)
+    enabled = any(config.response_cache.enable for config in configs)
+    return CacheCheck(model, enabled, before, after, requests)

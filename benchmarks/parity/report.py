@@ -141,8 +141,8 @@ def _lines(outcome: Outcome) -> Iterator[str]:
         if not cache.breaches():
             executions = cache.after.executions - cache.before.executions
             yield (
-                f"Response cache of {cache.model}: off, no hits; the same request twice made "
-                f"{executions} executions."
+                f"Response cache of {cache.model}: off, no hits; {cache.requests} equal requests "
+                f"made {executions} executions."
             )
     if outcome.same_model is not None:
         same = outcome.same_model

@@ -251,7 +251,7 @@ COMPUTED = replace(COUNTS, inferences=9, executions=7)
 
 
 def test_two_equal_requests_that_were_computed_twice_are_no_cache() -> None:
-    assert CacheCheck("model", False, COUNTS, COMPUTED).breaches() == []
+    assert CacheCheck("model", False, COUNTS, COMPUTED, 2).breaches() == []
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_two_equal_requests_that_were_computed_twice_are_no_cache() -> None:
     ],
 )
 def test_a_cache_is_found(enabled: bool, after: Counts, words: str) -> None:
-    [line] = CacheCheck("model", enabled, COUNTS, after).breaches()
+    [line] = CacheCheck("model", enabled, COUNTS, after, 2).breaches()
     assert words in line
 
 
