@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DATASET ?= fashion-mnist
 OUT ?= results
+# What computes: empty for the embedded engine, triton for a server from wheels, or an engine's URL.
+ENGINE ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-train eval serve test lint bench proto demo-network clean
@@ -16,8 +18,14 @@ setup: $(VENV)/.serve  ## Make .venv with all that serving, evaluating and testi
 
 setup-train: $(VENV)/.train  ## Add torch and timm to .venv, for training and for timm's networks
 
-eval: $(VENV)/.serve model_repository/convnext_idealized  ## Compare both networks on the demo's 10,000 test images
-	$(BIN)/mkf-eval --dataset $(DATASET) --out $(OUT)
+eval: $(VENV)/.serve model_repository/convnext_idealized  ## Compare both networks on the demo's 10,000 test images (ENGINE=triton: through a Triton server)
+ifeq ($(ENGINE),triton)
+	$(BIN)/python deploy/triton/install.py
+	$(BIN)/python deploy/triton/serve.py --grpc-port 0 --http-port 0 --metrics-port 0 -- \
+	  $(BIN)/mkf-eval --dataset $(DATASET) --out $(OUT)
+else
+	$(BIN)/mkf-eval --dataset $(DATASET) --out $(OUT) $(if $(ENGINE),--engine $(ENGINE))
+endif
 
 serve: $(VENV)/.serve model_repository/convnext_idealized  ## Start both services on the embedded engine
 	$(BIN)/mkf-serve

@@ -3,7 +3,8 @@
 
 Waits until the server and every model are ready and prints the addresses. Exit status: 0 after it
 was told to stop, 1 where the server or a model does not start, or ends by itself; standard error
-then says why in one line. Standard library only.
+then says why in one line. With a COMMAND it serves as long as that runs, and ends as that ended.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import http.client
 import os
 import re
 import signal
@@ -19,11 +21,9 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 PROTOCOLS = {"gRPC": "grpc", "HTTP": "http", "metrics": "metrics"}  # as shown -> as in options
@@ -59,6 +59,8 @@ def main() -> None:
         models = find_models(arguments.repository)
         server = Server(arguments)
         server.wait_until_ready(models, arguments.wait_seconds)
+        if arguments.command:
+            sys.exit(run(arguments.command, server))
         show(server, models)
         server.wait()
     except StartError as error:
@@ -102,7 +104,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--log", type=Path, help="file for the server's whole log; without it, warnings are shown"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "command",
+        nargs=argparse.REMAINDER,
+        metavar="-- COMMAND",
+        help="serve while this runs; MKF_ENGINE and MKF_MODEL_REPOSITORY tell it of the server",
+    )
+    arguments = parser.parse_args()
+    if arguments.command[:1] == ["--"]:
+        del arguments.command[0]
+    return arguments
 
 
 def read_settings(path: Path) -> dict[str, str]:
@@ -142,7 +153,7 @@ class Server:
                 f"{sys.executable} {Path(__file__).with_name('install.py')} "
                 f"--prefix {arguments.prefix}"
             )
-        self._repository = arguments.repository.resolve()
+        self.repository = arguments.repository.resolve()
         self.host = arguments.host
         self.ports = choose_ports(
             self.host, {name: getattr(arguments, f"{name}_port") for name in PROTOCOLS.values()}
@@ -156,6 +167,8 @@ class Server:
         self._reasons: list[str] = []
         self._ready = False
         self._process = self._start()
+        # Standard output is the command's.
+        self._progress = sys.stderr if arguments.command else sys.stdout
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -163,7 +176,7 @@ class Server:
         return subprocess.Popen(  # noqa: S603
             [
                 str(self._program),
-                f"--model-repository={self._repository}",
+                f"--model-repository={self.repository}",
                 "--model-control-mode=none",
                 "--strict-readiness=true",
                 f"--exit-timeout-secs={DRAIN_SECONDS}",
@@ -194,9 +207,10 @@ class Server:
 
     def wait_until_ready(self, models: list[str], seconds: float) -> None:
         """Return once the server and all models are ready."""
-        progress = Progress()
+        progress = Progress(self._progress)
         deadline = time.monotonic() + seconds
-        while not (self._answers("/v2/health/ready") and not self._missing(models)):
+        progress.show(f"Loading: 0 of {len(models)} models")
+        while not self._answers("/v2/health/ready") or self._missing(models):
             if self._process.poll() is not None:
                 progress.end()
                 self._raise_ended("the server did not start")
@@ -241,33 +255,30 @@ class Server:
         return [name for name in models if not self._answers(f"/v2/models/{name}/ready")]
 
     def _answers(self, path: str) -> bool:
-        url = f"http://{reachable(self.host)}:{self.ports['http']}{path}"
-        try:
-            with urllib.request.urlopen(url, timeout=2) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            return False
+        return get_status(reachable(self.host), self.ports["http"], path) == 200
 
 
 class Progress:
     """One line that is rewritten on a terminal; elsewhere a line for each change."""
 
-    def __init__(self) -> None:
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
         self._last = ""
         self._began = time.monotonic()
 
     def show(self, text: str) -> None:
         """Show the text and the seconds."""
-        if sys.stdout.isatty():
-            print(f"\r{text}, {time.monotonic() - self._began:.0f} s ", end="", flush=True)
+        if self._stream.isatty():
+            seconds = time.monotonic() - self._began
+            print(f"\r{text}, {seconds:.0f} s ", end="", file=self._stream, flush=True)
         elif text != self._last:
-            print(text, flush=True)
+            print(text, file=self._stream, flush=True)
         self._last = text
 
     def end(self) -> None:
         """Leave the line."""
-        if sys.stdout.isatty() and self._last:
-            print(flush=True)
+        if self._stream.isatty() and self._last:
+            print(file=self._stream, flush=True)
 
 
 def explain(line: str) -> str | None:
@@ -281,6 +292,18 @@ def explain(line: str) -> str | None:
                 return None  # the reason stands in a line before
             return f"model {found['model']}: {why}" if found["model"] else why
     return None
+
+
+def get_status(host: str, port: int, path: str) -> int | None:
+    """HTTP status of a GET; None where nothing answers. Without urllib, which minds proxies."""
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 def choose_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:
@@ -304,6 +327,25 @@ def choose_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:
 def reachable(host: str) -> str:
     """Where a client on this machine finds a server that listens on the host."""
     return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
+
+
+def run(command: list[str], server: Server) -> int:
+    """The exit status of a command that asks the server; on a signal both get it."""
+    environment = {
+        "MKF_ENGINE": f"triton:{reachable(server.host)}:{server.ports['grpc']}",
+        "MKF_MODEL_REPOSITORY": str(server.repository),
+    }
+    try:
+        process = subprocess.Popen(command, env=os.environ | environment)  # noqa: S603
+    except OSError as error:
+        raise StartError(f"{command[0]} does not start: {error.strerror}") from error
+    try:
+        status = process.wait()
+    except Stopped:
+        process.terminate()
+        process.wait()
+        raise
+    return status if status >= 0 else 128 - status
 
 
 def show(server: Server, models: list[str]) -> None:

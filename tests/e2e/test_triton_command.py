@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -132,7 +133,10 @@ def test_it_says_when_all_models_are_ready_and_stops_when_told_to(
     assert len(ports) == 3
     assert not listens_elsewhere(ports)
     running = children(process.pid)
-    assert sum("stub" in arguments for arguments in running.values()) == 2
+    stubs = [pid for pid, arguments in running.items() if "stub" in arguments]
+    assert len(stubs) == 2
+    for pid in stubs:
+        assert b"\0ORT_DISABLE_TELEMETRY=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
 
     process.send_signal(number)
     _, errors = process.communicate(timeout=STOP_SECONDS)
@@ -236,3 +240,58 @@ def test_a_server_that_is_not_installed_is_told(
 ) -> None:
     line = failure(start(repository, "--prefix", str(tmp_path)))
     assert f"install.py --prefix {tmp_path}" in line
+
+
+ASK = """
+import json, os, sys, urllib.request
+from tritonclient.grpc import InferenceServerClient
+with InferenceServerClient(os.environ["MKF_ENGINE"].removeprefix("triton:")) as client:
+    ready = client.is_model_ready("convnext_baseline")
+print(json.dumps({"ready": ready, "repository": os.environ["MKF_MODEL_REPOSITORY"]}))
+sys.exit(3)
+"""
+
+
+def test_it_serves_while_a_command_runs(start: Start, repository: Path) -> None:
+    process = start(repository, "--", sys.executable, "-c", ASK)
+    output, errors = process.communicate(timeout=START_SECONDS)
+    assert json.loads(output) == {"ready": True, "repository": str(repository)}
+    assert process.returncode == 3, errors  # the command's own
+    assert not children(process.pid)
+
+
+def test_a_command_that_does_not_start_is_told(start: Start, repository: Path) -> None:
+    process = start(repository, "--", "no-such-program")
+    _, errors = process.communicate(timeout=START_SECONDS)
+    assert process.returncode == 1
+    assert "serve.py: no-such-program does not start: No such file" in errors
+
+
+def test_a_command_is_stopped_before_the_server(start: Start, repository: Path) -> None:
+    sleep = "import time; print('here', flush=True); time.sleep(600)"
+    process = start(repository, "--", sys.executable, "-c", sleep)
+    read_until(process, "here")
+    started = children(process.pid)
+    process.terminate()
+    assert process.wait(STOP_SECONDS) == 0
+    assert started
+    assert not any(Path(f"/proc/{child}").exists() for child in started)
+
+
+def test_installing_again_changes_nothing() -> None:
+    prefix = triton_prefix()
+    before = installed(prefix)
+    command = [sys.executable, str(INSTALLER), "--prefix", str(prefix)]
+    again = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert again.stdout == f"Triton is ready: {prefix / 'bin' / 'tritonserver'}\n"
+    assert installed(prefix) == before
+
+
+def installed(prefix: Path) -> dict[Path, int]:
+    """The files and when each was written; without what running programs write."""
+    files = [path for path in prefix.rglob("*") if path.is_file()]
+    return {
+        path: path.stat().st_mtime_ns
+        for path in files
+        if path.name != ".lock" and path.suffix != ".pyc"
+    }
