@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import http.client
 import os
 import signal
 import socket
@@ -15,8 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -147,11 +146,14 @@ class TritonServer:
 
     def answers(self, path: str) -> bool:
         """Whether a GET of the path ends with 200."""
+        connection = http.client.HTTPConnection(self.http, timeout=5)
         try:
-            with urllib.request.urlopen(f"http://{self.http}/{path}", timeout=5) as response:
-                return bool(response.status == 200)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            connection.request("GET", f"/{path}")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
 
     def kill(self) -> None:
         """SIGKILL to the server and its backends' processes; nothing where it has ended already."""

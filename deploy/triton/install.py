@@ -38,6 +38,7 @@ WRAPPER = """\
 prefix=$(CDPATH= cd -- "$(dirname -- "$(readlink -f -- "$0")")/.." && pwd)
 export PATH="$prefix/venv/bin:$PATH"
 export LD_LIBRARY_PATH="$prefix/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+export ORT_DISABLE_TELEMETRY="${ORT_DISABLE_TELEMETRY:-1}"  # ONNX Runtime's wheels call home
 exec "$prefix/libexec/tritonserver" --backend-directory "$prefix/backends" "$@"
 """
 
@@ -78,8 +79,8 @@ def check_machine() -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version not in PYTHONS:
         sys.exit(
-            f"install.py: the server's wheel has no stub for Python {version}, only for "
-            f"{', '.join(PYTHONS)}; name such a Python with --python"
+            f"install.py: the server's Python backend works with Python {' and '.join(PYTHONS)}, "
+            f"not {version}; name such a Python with --python"
         )
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit(

@@ -243,7 +243,7 @@ def test_a_server_that_is_not_installed_is_told(
 
 
 ASK = """
-import json, os, sys, urllib.request
+import json, os, sys
 from tritonclient.grpc import InferenceServerClient
 with InferenceServerClient(os.environ["MKF_ENGINE"].removeprefix("triton:")) as client:
     ready = client.is_model_ready("convnext_baseline")
@@ -275,7 +275,7 @@ def test_a_command_is_stopped_before_the_server(start: Start, repository: Path) 
     process.terminate()
     assert process.wait(STOP_SECONDS) == 0
     assert started
-    assert not any(Path(f"/proc/{child}").exists() for child in started)
+    assert none_runs(started)
 
 
 def test_installing_again_changes_nothing() -> None:
