@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -312,9 +313,19 @@ def test_threads_mode_and_optimization_are_those_of_the_configuration(
     ):
         config += f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }} '
     model = served.add(f"tuned_{name}", doubling(), config)
-    (line,) = [line for line in served.server.log.splitlines() if f'"{model}: ' in line]
+    line = logged(served.server, f'"{model}: ')
     assert "intra_op_thread_count 3, inter_op_thread_count 2, ORT_PARALLEL, " in line
     assert f"{name};" in line
+
+
+def logged(server: TritonServer, words: str) -> str:
+    """The one line with the words; the backends' lines reach the log a little later."""
+    deadline = time.monotonic() + 10
+    lines: list[str] = []
+    while not lines and time.monotonic() < deadline:
+        lines = [line for line in server.log.splitlines() if words in line]
+    assert len(lines) == 1
+    return lines[0]
 
 
 def test_the_file_may_have_another_name(served: Served) -> None:
@@ -388,6 +399,20 @@ def test_what_a_configuration_says_is_kept_when_the_rest_is_completed(completing
     config = completing.client.get_model_config(fixed).config
     assert config.max_batch_size == 0
     assert [list(i.dims) for i in config.input] == [[3, 2]]
+
+
+def test_a_tensor_with_a_number_a_row_is_reshaped(completing: Served) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "numbers",
+        [tensor("x", TensorProto.FLOAT, "n")],
+        [tensor("y", TensorProto.FLOAT, "n")],
+    )
+    model = completing.add("numbers", graph, None)
+    config = completing.client.get_model_config(model).config
+    assert (config.max_batch_size, list(config.input[0].dims)) == (4, [1])
+    x = np.array([[1], [2], [3]], dtype=np.float32)
+    np.testing.assert_array_equal(completing.infer(model, x=x)["y"], 2 * x)
 
 
 def test_a_graph_that_cannot_be_read_is_refused_at_completion(completing: Served) -> None:

@@ -172,9 +172,11 @@ def open_session(config, providers):
         raise RuntimeError(f"{path} is not there")
     options = session_options(config)
     try:
-        return ort.InferenceSession(path, options, providers=providers)
+        session = ort.InferenceSession(path, options, providers=providers)
     except Exception as error:  # ONNX Runtime's errors have no root of their own
         raise RuntimeError(f"{path} cannot be loaded: {' '.join(str(error).split())}") from None
+    session.disable_fallback()  # from now on a failure is an error, not another provider
+    return session
 
 
 def session_options(config):
@@ -242,18 +244,27 @@ def complete(model_config, session):
             model_config.set_max_batch_size(DEFAULT_MAX_BATCH_SIZE)
         if config["max_batch_size"] > 1 and "sequence_batching" not in config:
             model_config.set_dynamic_batching()
-    first = 1 if config["max_batch_size"] > 0 else 0
     add_inputs, add_outputs = not config["input"], not config["output"]
     for tensor in session.get_inputs() if add_inputs else []:
-        model_config.add_input(describe(tensor, first))
+        model_config.add_input(describe(tensor, config))
+        reshape(config["input"][-1], tensor, config)
     for tensor in session.get_outputs() if add_outputs else []:
-        model_config.add_output(describe(tensor, first))
+        model_config.add_output(describe(tensor, config))
+        reshape(config["output"][-1], tensor, config)
 
 
-def describe(tensor, first):
-    """A tensor in the configuration's terms; dims from the first that is not the batch."""
-    dims = [size if isinstance(size, int) else -1 for size in tensor.shape[first:]]
-    return {"name": tensor.name, "data_type": data_type(tensor), "dims": dims}
+def describe(tensor, config):
+    """A tensor in the configuration's terms, whose dims leave out the batch and are never empty."""
+    dims = [size if isinstance(size, int) else -1 for size in tensor.shape]
+    if config["max_batch_size"] > 0:
+        del dims[0]
+    return {"name": tensor.name, "data_type": data_type(tensor), "dims": dims or [1]}
+
+
+def reshape(described, tensor, config):
+    """Say so where a tensor has no sizes but the batch; auto-completion has no words for it."""
+    if config["max_batch_size"] > 0 and len(tensor.shape) == 1:
+        described["reshape"] = {"shape": []}
 
 
 def data_type(tensor):
