@@ -36,7 +36,8 @@ def triton_prefix() -> Path:
     command = [sys.executable, str(INSTALLER), "--prefix", str(prefix)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+        lines = result.stderr.strip().splitlines() or ["no reason given"]
+        reason = ([line for line in lines if line.startswith("ERROR: ")] or lines)[-1]  # pip's
         pytest.skip(f"Triton cannot be installed here ({reason}); see deploy/triton/README.md")
     return prefix
 
