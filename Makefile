@@ -53,6 +53,11 @@ lint: $(VENV)/.train  ## Check style, types, imports and the generated API
 bench: $(VENV)/.serve  ## Time the fits and filters' own scales beside a plain grid search
 	$(BIN)/python benchmarks/fit.py
 
+# timm exports the heavier of its two networks.
+.PHONY: bench-serving
+bench-serving: $(VENV)/.train model_repository/convnext_idealized  ## Load a real Triton: perf_analyzer beside our road, LoadGen, 1 to 3 servers (10 minutes, on a quiet machine)
+	$(BIN)/python -m benchmarks.serving
+
 .PHONY: parity
 parity: $(VENV)/.serve model_repository/convnext_idealized  ## See that torch, ONNX Runtime, Triton and the service give the same answers
 	$(BIN)/python deploy/triton/install.py
