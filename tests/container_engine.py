@@ -88,6 +88,13 @@ class Engine:
             raise AssertionError(f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
         return done.stdout
 
+    def complaint(self, *command: str) -> str:
+        """Standard error of a program that fails; nothing of one that does not."""
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.environment, timeout=60
+        )
+        return done.stderr if done.returncode else ""
+
     def podman(self, *arguments: str | Path, **options: Any) -> str:
         return self.run("podman", *arguments, **options)
 
