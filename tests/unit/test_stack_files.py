@@ -50,7 +50,7 @@ TRITON_METRICS = {
 EXACT = re.compile(r"^[\w./-]+:v?\d+\.\d+(\.\d+)?(-[\w.-]+)?(@sha256:[0-9a-f]{64})?$")
 # A name in PromQL that is no function, keyword, label or string.
 METRIC = re.compile(r"\b(?:mkf|nv)_\w+")
-GRAFANA_UNITS = {"percentunit", "short", "s", "reqps"}
+GRAFANA_UNITS = {"percentunit", "suffix: pp", "short", "s", "reqps"}
 
 
 @functools.cache
