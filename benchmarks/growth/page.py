@@ -20,8 +20,6 @@ GPUS = (1, 10, 100)
 LINKS_GBIT = (10, 25, 100)
 CORES_A_POD = 1.4  # of its 2, at which the autoscaler adds pods: deploy/kubernetes/base
 FEWEST_SERVERS = 2  # that the autoscaler leaves
-MODELS = 2
-HEALTH_SECONDS = 5  # between a pod's questions: MKF_HEALTH_INTERVAL_SECONDS
 
 
 def write_page(results: dict[str, Any]) -> None:
@@ -113,8 +111,8 @@ def growth(results: dict[str, Any]) -> str:
     ms, size = results["service"]["cpu_ms_an_image"], _bytes_an_image(results)
     lines = [
         "| GPUs | images a second | pixels, Gbit/s | cores that classify | of these, decoding | "
-        "pods | connections | each Triton's health questions a second |",
-        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "pods | connections |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for gpus in GPUS:
         rate = gpus * PUBLISHED_IMAGES_PER_SECOND
@@ -122,8 +120,7 @@ def growth(results: dict[str, Any]) -> str:
         pods = math.ceil(cores / CORES_A_POD)
         lines.append(
             f"| {gpus} | {rate:,.0f} | {rate * size * 8 / 1e9:,.1f} | {cores:,.0f} | "
-            f"{rate * results['decode']['cpu_ms'] / 1000:,.0f} | {pods:,} | {pods * gpus:,} | "
-            f"{pods * MODELS / HEALTH_SECONDS:,.0f} |"
+            f"{rate * results['decode']['cpu_ms'] / 1000:,.0f} | {pods:,} | {pods * gpus:,} |"
         )
     return "\n".join(lines)
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 
-from kubernetes_manifests import flags, one, render, server, settings_of
+from kubernetes_manifests import flags, one, render, server
 
 from benchmarks.growth import names
 from benchmarks.growth.page import (
     CORES_A_POD,
     FEWEST_SERVERS,
-    HEALTH_SECONDS,
     PAGE,
     PUBLISHED_IMAGES_PER_SECOND,
     RESULTS,
@@ -30,7 +29,6 @@ def test_the_page_is_about_this_deployment() -> None:
     page, objects = PAGE.read_text(), render("gpu")
     assert f"{PUBLISHED_IMAGES_PER_SECOND:,.0f} images a second" in page
     assert int(flags(objects)["grpc-max-connection-age"]) == 1000 * names.CONNECTION_AGE_SECONDS
-    assert settings_of(objects).health_interval_seconds == HEALTH_SECONDS
     scaler = one(objects, "HorizontalPodAutoscaler", "triton")["spec"]
     assert scaler["minReplicas"] == FEWEST_SERVERS
     assert scaler["maxReplicas"] == names.SERVERS
