@@ -5,6 +5,10 @@ modules (`mkf.fitting`, `mkf.assignment`, ...); nothing heavy is imported here, 
 load the generated API `mkf.v1` through this package.
 """
 
+import os
 from importlib.metadata import version
+
+# ONNX Runtime's wheels report to their maker unless told not to, before they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = version("mkf")

@@ -34,7 +34,7 @@ from services.errors import (
 )
 from services.inference.engine import Inference, ServerTimes, check_images
 from services.inference.repository import INPUT_NAME, OUTPUT_NAME, ServedModel, find_model
-from services.inference.triton_addresses import parse_addresses, resolve
+from services.inference.triton_addresses import Address, parse_addresses, resolve
 from services.inference.triton_shared_memory import Regions
 from services.runtime import metrics
 
@@ -42,6 +42,7 @@ CONCURRENT_REQUESTS = 64
 RETRY_SECONDS = 10.0
 CONTROL_SECONDS = 5.0  # for questions about a server, which it answers at once
 READY_SECONDS = 1.0
+READY_TRIES = 3  # of servers in turn: one that is going down does not speak for the others
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0  # between attempts, each drawn at random
 MESSAGE_OVERHEAD_BYTES = 64 * 1024  # names, shapes and framing beside the tensors
 
@@ -66,6 +67,7 @@ class TritonEngine:
 
     def __init__(
         self,
+        addresses: tuple[Address, ...],
         models: Mapping[str, ServedModel],
         client: InferenceServerClient,
         servers: Mapping[str, InferenceServerClient],
@@ -75,9 +77,10 @@ class TritonEngine:
         retry_seconds: float,
     ) -> None:
         self.versions: dict[str, str] = {}
+        self._addresses = addresses
         self._models = models
         self._client = client
-        self._servers = servers
+        self._servers = dict(servers)
         self._regions = regions
         self._retry_seconds = retry_seconds
         self._free = asyncio.Semaphore(concurrent_requests)
@@ -120,15 +123,14 @@ class TritonEngine:
         RepositoryError
             A server serves other models than these, or serves them from its response cache.
         """
-        target = await resolve(parse_addresses(addresses))
-        options = _channel_options(models.values())
-        servers = {
-            server: InferenceServerClient(server, channel_args=options) for server in target.servers
-        }
+        parsed = parse_addresses(addresses)
+        target = await resolve(parsed)
+        servers = {server: _client(server, models) for server in target.servers}
         regions = Regions(servers.values(), _request_bytes(models.values()))
         engine = cls(
+            parsed,
             models,
-            InferenceServerClient(target.balanced, channel_args=options),
+            _client(target.balanced, models),
             servers,
             regions=regions if shared_memory else None,
             concurrent_requests=concurrent_requests,
@@ -161,13 +163,14 @@ class TritonEngine:
                 self._idle.set()
 
     async def is_ready(self, model: str) -> bool:
-        """Whether one of the servers would answer now; never raises."""
+        """Whether the servers that are asked in turn would answer now; never raises."""
         if self._closing or model not in self._models:
             return False
-        ready = await asyncio.gather(
-            *(_is_ready(client, model) for client in self._servers.values())
-        )
-        return any(ready)
+        for _ in range(READY_TRIES):
+            with contextlib.suppress(InferenceServerException):
+                if await self._client.is_model_ready(model, client_timeout=READY_SECONDS):
+                    return True
+        return False
 
     async def server_times(self) -> dict[str, ServerTimes]:
         """Sums over the servers by model; empty while one of them does not answer."""
@@ -179,6 +182,7 @@ class TritonEngine:
                 )
             )
         except InferenceServerException:
+            await self._look_up_servers()
             return {}
         return {
             name: _sum_times(
@@ -243,6 +247,19 @@ class TritonEngine:
                 model, [tensor], outputs=outputs, client_timeout=seconds
             )
 
+    async def _look_up_servers(self) -> None:
+        """A name may stand for other servers now; gRPC has seen that for the requests already."""
+        try:
+            target = await resolve(self._addresses)
+        except UnavailableError:
+            return
+        for gone in self._servers.keys() - set(target.servers):
+            if client := self._servers.pop(gone, None):  # else another run was quicker
+                await client.close()
+        for server in target.servers:
+            if server not in self._servers:
+                self._servers[server] = _client(server, self._models)
+
     async def _check_servers(self) -> None:
         """Ask every server; those that do not answer may come later, but one must."""
         answers = await asyncio.gather(
@@ -277,6 +294,10 @@ class TritonEngine:
                 "start it on the model repository that MKF_MODEL_REPOSITORY names"
             ) from error
         return str(metadata.version)
+
+
+def _client(target: str, models: Mapping[str, ServedModel]) -> InferenceServerClient:
+    return InferenceServerClient(target, channel_args=_channel_options(models.values()))
 
 
 def _channel_options(models: Iterable[ServedModel]) -> list[tuple[str, Any]]:
@@ -345,12 +366,6 @@ def _graph(config: ModelConfig) -> str:
     # Looked up first: asking a map of messages for a missing key would add it.
     parameters = config.parameters
     return str(parameters["graph_sha256"].string_value) if "graph_sha256" in parameters else ""
-
-
-async def _is_ready(client: InferenceServerClient, model: str) -> bool:
-    with contextlib.suppress(InferenceServerException):
-        return bool(await client.is_model_ready(model, client_timeout=READY_SECONDS))
-    return False
 
 
 def _sum_times(stats: Sequence[Any]) -> ServerTimes:

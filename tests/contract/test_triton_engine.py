@@ -30,6 +30,7 @@ from services.errors import (
 from services.inference.engine import Inference
 from services.inference.repository import load_models
 from services.inference.triton import TritonEngine
+from services.inference.triton_addresses import parse_addresses
 
 LONG = 60.0  # seconds; far beyond what any of these requests take
 PIXELS = np.random.default_rng(0).integers(256, size=(2, 32, 32, 3), dtype=np.uint8)
@@ -126,6 +127,18 @@ async def test_the_servers_times_are_sums_over_all(
         assert times[BASELINE].inference_seconds > before[BASELINE].inference_seconds
         assert times[IDEALIZED] == before[IDEALIZED]
         assert engine.versions["tritonserver"].startswith("2.")
+
+
+async def test_a_name_that_stands_for_another_server_is_looked_up_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TritonServer(repository) as one, TritonServer(repository) as two:
+        async with connected(repository, one) as engine:
+            assert (await engine.server_times())[BASELINE].requests == answered(one)
+            one.kill()
+            monkeypatch.setattr(engine, "_addresses", parse_addresses(two.address))
+            assert await engine.server_times() == {}
+            assert (await engine.server_times())[BASELINE].requests == answered(two)
 
 
 # What they serve.
