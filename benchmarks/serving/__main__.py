@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ RESULTS = Path("benchmarks/results/serving")  # -m finds the package in the root
 HEAVY_SOURCE = "timm:convnextv2_atto"
 DEMO_CASES = [road.Case(batch, n) for batch in (1, 8) for n in (1, 8, 32)]
 HEAVY_CASES = [road.Case(batch, n) for batch in (1, 8) for n in (1, 4)]
-HEAVY_TIMES_SECONDS = 1.5  # its requests take longer
+HEAVY_TIMES_SECONDS = 2  # its requests take longer
 
 Advance = Callable[[str], None]
 
@@ -59,7 +60,7 @@ def main(
     rounds: Annotated[int, typer.Option(help="Turns of each measurement.", min=1)] = 5,
     seconds: Annotated[
         float, typer.Option(help="Of one measurement of the road or of servers.", min=0.5)
-    ] = 2.0,
+    ] = 1.5,
     min_duration_ms: Annotated[
         int, typer.Option(help="LoadGen: of a test; official runs take 600000.", min=1000)
     ] = 15_000,
@@ -229,6 +230,8 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
+    # Its servers end with it, also when it is told to stop.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         typer.run(main)
     except (ServiceError, OSError, grpc.RpcError) as failure:

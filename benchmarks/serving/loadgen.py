@@ -182,7 +182,7 @@ def _test_settings(rules: Rules) -> lg.TestSettings:
         setattr(settings, name, seed)
     if rules.scenario is Scenario.OFFLINE:
         settings.offline_expected_qps = rules.target_qps
-    if rules.scenario is Scenario.SERVER:
+    if rules.scenario is Scenario.SERVER and rules.target_latency_ms is not None:
         settings.server_target_qps = rules.target_qps
         settings.server_target_latency_ns = round(1e6 * rules.target_latency_ms)
         settings.server_target_latency_percentile = PERCENTILE

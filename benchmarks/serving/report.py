@@ -32,7 +32,7 @@ class Part(NamedTuple):
     title: str
     about: str
     columns: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     after: str
 
 
