@@ -74,13 +74,15 @@ class Engine:
             "COMPOSE_HTTP_TIMEOUT": "300",
         }
 
-    def run(self, *command: str | Path, timeout: float = 300, check: bool = True) -> str:
+    def run(
+        self, *command: str | Path, timeout: float = 300, check: bool = True, **variables: str
+    ) -> str:
         """Standard output of a program; a failure shows all that it said."""
         done = subprocess.run(
             [str(part) for part in command],
             capture_output=True,
             text=True,
-            env=self.environment,
+            env=self.environment | variables,
             cwd=ROOT,
             timeout=timeout,
         )
@@ -294,19 +296,20 @@ class Stack:
         "TRITON_METRICS_PORT", "PROMETHEUS_PORT",
     )  # fmt: skip
 
-    def __init__(self, engine: Engine, project: str = "mkftest") -> None:
+    def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.project = project
+        # Engines share the folder in which a network's names are kept, by the network's name.
+        self.project = f"mkftest{os.getpid()}"
         self.ports = dict(zip(self.PORTS, free_ports(len(self.PORTS)), strict=True))
-        engine.environment |= {name: str(port) for name, port in self.ports.items()}
-        engine.environment["COMPOSE_PROJECT_NAME"] = project
+        self.variables = {name: str(port) for name, port in self.ports.items()}
+        self.variables["COMPOSE_PROJECT_NAME"] = self.project
 
     def compose(self, *arguments: str, **options: Any) -> str:
         files = ("-f", "docker-compose.yml", "-f", "deploy/compose.cpu.yml")
-        return self.engine.run("docker-compose", *files, *arguments, **options)
+        return self.engine.run("docker-compose", *files, *arguments, **self.variables | options)
 
-    def up(self, *services: str) -> None:
-        self.compose("up", "--detach", "--no-build", *services)
+    def up(self, *services: str, **variables: str) -> None:
+        self.compose("up", "--detach", "--no-build", *services, **variables)
 
     def container(self, service: str) -> dict[str, Any]:
         return self.engine.inspect("container", f"{self.project}_{service}_1")

@@ -184,11 +184,7 @@ def test_a_second_up_changes_nothing(stack: Stack) -> None:
 def test_another_model_takes_the_place_of_the_first(stack: Stack, boot: Path) -> None:
     before = {service: stack.container(service)["Id"] for service in SERVICES}
     source = "onnx:/opt/mkf/lib/python3.11/site-packages/mkf/demo/idealized.onnx"
-    stack.engine.environment["MODEL"] = source
-    try:
-        stack.up("export", *SERVICES)
-    finally:
-        del stack.engine.environment["MODEL"]
+    stack.up("export", *SERVICES, MODEL=source)
     stack.wait_healthy(*SERVICES)
     after = {service: stack.container(service)["Id"] for service in SERVICES}
     assert {name for name in SERVICES if before[name] == after[name]} == {"prometheus"}
@@ -206,6 +202,9 @@ def test_all_stop_in_time_and_leave_nothing(stack: Stack) -> None:
     assert {name: state["ExitCode"] for name, state in states.items()} == dict.fromkeys(SERVICES, 0)
     stack.compose("down", "--volumes")
     podman = stack.engine.podman
-    assert not podman("ps", "--all", "--quiet")
-    assert not podman("volume", "ls", "--quiet")
-    assert podman("network", "ls", "--format", "{{.Name}}").split() == ["podman"]
+    for left in (
+        podman("ps", "--all", "--format", "{{.Names}}"),
+        podman("volume", "ls", "--format", "{{.Name}}"),
+        podman("network", "ls", "--format", "{{.Name}}"),
+    ):
+        assert stack.project not in left
