@@ -205,10 +205,10 @@ def _config(model: Model, threads: int, graph_sha256: str) -> str:
         instance_group=[
             triton.ModelInstanceGroup(kind=triton.ModelInstanceGroup.KIND_AUTO, count=1)
         ],
-        dynamic_batching=triton.ModelDynamicBatching(
-            max_queue_delay_microseconds=500,
-            default_queue_policy=triton.ModelQueuePolicy(max_queue_size=256),
-        ),
+        # No default_queue_policy: with a bounded queue Triton prepares no batch while one runs, and
+        # a request that comes meanwhile may wait until it looks again, 500 ms later. What waits is
+        # bounded by the services.
+        dynamic_batching=triton.ModelDynamicBatching(max_queue_delay_microseconds=500),
         model_warmup=[_warmup(size, input_size) for size in (1, LARGEST_BATCH)],
         parameters={
             "intra_op_thread_count": triton.ModelParameter(string_value=str(threads)),

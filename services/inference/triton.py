@@ -204,37 +204,51 @@ class TritonEngine:
         self, model: ServedModel, images: NDArray[np.uint8], timeout_seconds: float
     ) -> Inference:
         late = DeadlineError(f"no answer from {model.name} within {timeout_seconds:g} seconds")
-        deadline = time.perf_counter() + timeout_seconds
-        repeat = AsyncRetrying(
-            retry=retry_if_exception(_may_be_repeated),
-            wait=wait_random_exponential(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
-            stop=stop_before_delay(min(timeout_seconds, self._retry_seconds)),
-            reraise=True,
-        )
+        began = time.perf_counter()
+        deadline = began + timeout_seconds
+        attempts = 1
         try:
             async with asyncio.timeout(timeout_seconds), self._free:
-                async for attempt in repeat:
-                    with attempt:
-                        began = time.perf_counter()
-                        if began >= deadline:
-                            raise late
-                        result = await self._send(model.name, images, deadline - began)
-                        seconds = time.perf_counter() - began
+                began = time.perf_counter()
+                try:
+                    result = await self._send(model.name, images, deadline)
+                except InferenceServerException as error:
+                    if not _may_be_repeated(error):
+                        raise
+                    result, repeats = await self._send_again(model.name, images, deadline)
+                    attempts += repeats
         except TimeoutError:
             raise late from None
         except InferenceServerException as error:
             if error.status() == "StatusCode.DEADLINE_EXCEEDED":
                 raise late from error
             raise _translated(error, model.name) from error
+        seconds = time.perf_counter() - began
         metrics.PHASE_SECONDS.labels(model.name, "inference").observe(seconds)
         return Inference(
             logits=_logits(result, model, len(images)),
             queue_seconds=0.0,
             inference_seconds=seconds,
-            attempts=repeat.statistics["attempt_number"],
+            attempts=attempts,
         )
 
-    async def _send(self, model: str, images: NDArray[np.uint8], seconds: float) -> InferResult:
+    async def _send_again(
+        self, model: str, images: NDArray[np.uint8], deadline: float
+    ) -> tuple[InferResult, int]:
+        """The answer, and how many more times the request was sent for it."""
+        repeat = AsyncRetrying(
+            retry=retry_if_exception(_may_be_repeated),
+            wait=wait_random_exponential(FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS),
+            stop=stop_before_delay(self._retry_seconds),
+            reraise=True,
+        )
+        result: InferResult = await repeat(self._send, model, images, deadline)
+        return result, repeat.statistics["attempt_number"]
+
+    async def _send(self, model: str, images: NDArray[np.uint8], deadline: float) -> InferResult:
+        seconds = deadline - time.perf_counter()
+        if seconds <= 0:
+            raise TimeoutError
         outputs = [InferRequestedOutput(OUTPUT_NAME)]
         if self._regions is None:
             # Its bytes as they are, copied once, out of the caller's array.

@@ -20,6 +20,8 @@ def test_the_services_read_what_was_written(repository: Path) -> None:
         assert model.config.max_batch_size == 32
         assert [warmup.batch_size for warmup in model.config.model_warmup] == [1, 32]
         assert model.config.dynamic_batching.max_queue_delay_microseconds > 0
+        # A bounded queue makes requests to Triton wait for half a second now and then.
+        assert not model.config.dynamic_batching.HasField("default_queue_policy")
         assert model.config.parameters["intra_op_thread_count"].string_value == "1"
         assert model.preprocessing.input_size == SIZE
         assert len(model.labels) == CLASSES

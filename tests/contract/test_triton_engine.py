@@ -255,9 +255,9 @@ async def test_what_a_server_refuses_is_sent_once(
             sent = []
             send = engine._send
 
-            async def count(model: str, pixels: NDArray[np.uint8], seconds: float) -> object:
+            async def count(model: str, pixels: NDArray[np.uint8], deadline: float) -> object:
                 sent.append(model)
-                return await send(model, pixels, seconds)
+                return await send(model, pixels, deadline)
 
             monkeypatch.setattr(engine, "_send", count)
             with pytest.raises(ServiceError, match="failed on these images") as caught:
