@@ -87,10 +87,16 @@ class Served:
         with ThreadPoolExecutor(len(requests)) as pool:
             return list(pool.map(one, requests))
 
-    def executions(self, model: str) -> tuple[int, int]:
-        """Rows and batches so far."""
-        (stats,) = self.client.get_inference_statistics(model).model_stats
-        return stats.inference_count, stats.execution_count
+    def executions(self, model: str, *, requests: int) -> tuple[int, int]:
+        """Rows and batches, once so many requests are counted, which is after they are answered."""
+        deadline = time.monotonic() + 10
+        while True:
+            (stats,) = self.client.get_inference_statistics(model).model_stats
+            counted = stats.inference_stats
+            if counted.success.count + counted.fail.count >= requests:
+                return stats.inference_count, stats.execution_count
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +182,7 @@ def test_requests_that_come_together_run_as_one(served: Served) -> None:
     for x, answer in zip(rows, answers, strict=True):
         np.testing.assert_array_equal(answer["y"], 2 * x)
         np.testing.assert_array_equal(answer["size"], np.full((len(x), 1), 6))
-    assert served.executions(model) == (6, 1)
+    assert served.executions(model, requests=3) == (6, 1)
 
 
 def test_without_batching_the_graph_sees_the_request_as_it_is(served: Served) -> None:
@@ -189,7 +195,7 @@ def test_without_batching_the_graph_sees_the_request_as_it_is(served: Served) ->
     answers = served.infer_at_once(model, [{"x": np.ones((5, 2), np.float32)}] * 3)
     for answer in answers:
         np.testing.assert_array_equal(answer["size"], np.full((5, 1), 5))
-    assert served.executions(model) == (3, 3)
+    assert served.executions(model, requests=3) == (3, 3)
 
 
 def test_only_the_outputs_that_were_asked_for_come_back(served: Served) -> None:
@@ -217,7 +223,7 @@ def test_requests_of_other_shapes_in_one_batch_run_apart(served: Served) -> None
     requests = [{"x": np.ones((1, length), np.float32)} for length in lengths]
     answers = served.infer_at_once(model, requests)
     assert [answer["y"].tolist() for answer in answers] == [[[length]] for length in lengths]
-    assert served.executions(model) == (4, 1)
+    assert served.executions(model, requests=4) == (4, 1)
 
 
 def test_an_optional_input_may_be_left_out(served: Served) -> None:
@@ -271,7 +277,7 @@ def test_a_request_that_the_graph_fails_on_spoils_no_other_of_its_batch(served: 
     indices = [0, 99, 2]
     answers = served.infer_at_once(model, [{"index": np.array([[i]])} for i in indices])
 
-    assert served.executions(model)[1] == 1  # they were one batch
+    assert served.executions(model, requests=3)[1] == 1  # they were one batch
     assert answers[0]["y"].tolist() == [[10]]
     assert isinstance(answers[1], InferenceServerException)
     assert "out of" in str(answers[1])

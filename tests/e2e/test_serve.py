@@ -164,7 +164,8 @@ def test_a_port_in_use_is_one_line_and_status_1(tmp_path: Path, repository: Path
     [
         ({"MKF_CLASSIFICATION_PORT": "many"}, 1, "MKF_CLASSIFICATION_PORT"),
         ({"MKF_ENGINE": "embedded:nowhere"}, 1, "mkf export"),
-        ({"MKF_ENGINE": "triton:127.0.0.1:8001"}, 1, "embedded:DIR"),
+        ({"MKF_ENGINE": "tensorrt:127.0.0.1:8001"}, 1, "embedded:DIR"),
+        ({"MKF_ENGINE": "triton:127.0.0.1:8001"}, 1, "mkf export"),  # what it serves is not known
     ],
 )
 def test_what_cannot_start_says_why_in_one_line(
