@@ -89,7 +89,8 @@ def write_models(repository: Path, models: Sequence[Model], *, threads: int = 0)
     """Write `<repository>/<name>/` for each model; older models of these names are replaced.
 
     All files are written to hidden folders first, which are then moved into place, so that an
-    interrupted export leaves no half model.
+    interrupted export leaves no half model. One that was killed leaves hidden folders, which the next
+    one removes; so two exports at once into one repository are not possible.
 
     Parameters
     ----------
@@ -112,6 +113,9 @@ def write_models(repository: Path, models: Sequence[Model], *, threads: int = 0)
         repository / f".{model.name}.{secrets.token_hex(4)}": repository / model.name
         for model in models
     }
+    for model in models:  # what an export left that was killed: Triton would take it for a model
+        for left in repository.glob(f".{model.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
     try:
         for folder, model, graph, digest in zip(places, models, graphs, hashes, strict=True):
             manifest = _manifest(model, digest, (baselines or [digest])[0])

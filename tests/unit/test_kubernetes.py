@@ -334,7 +334,7 @@ def test_pods_have_time_to_end(objects: list[Object]) -> None:
     ending = {
         "triton": int(flags(objects)["exit-timeout-secs"]),
         "classification": grace,
-        "evaluation": 2 * grace,  # first the runs, then the requests
+        "evaluation": grace,
     }
     for name, seconds in ending.items():
         pause = server(objects, name)["lifecycle"]["preStop"]["sleep"]["seconds"]

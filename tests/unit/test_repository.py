@@ -54,6 +54,13 @@ def test_an_older_model_is_replaced(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == [BASELINE]
 
 
+def test_what_a_killed_export_left_is_removed(tmp_path: Path) -> None:
+    for name in (f".{BASELINE}.ab12cd34", f".{BASELINE}.ab12cd34.old"):
+        write_models(tmp_path / name, [model(2)])
+    write_models(tmp_path, [model(1)])
+    assert [p.name for p in tmp_path.iterdir()] == [BASELINE]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left on device")])
 def test_an_interrupted_export_leaves_the_old_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
