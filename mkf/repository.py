@@ -89,8 +89,8 @@ def write_models(repository: Path, models: Sequence[Model], *, threads: int = 0)
     """Write `<repository>/<name>/` for each model; older models of these names are replaced.
 
     All files are written to hidden folders first, which are then moved into place, so that an
-    interrupted export leaves no half model. One that was killed leaves hidden folders, which the next
-    one removes; so two exports at once into one repository are not possible.
+    interrupted export leaves no half model. One that was killed leaves hidden folders, which the
+    next one removes; so two exports at once into one repository are not possible.
 
     Parameters
     ----------
