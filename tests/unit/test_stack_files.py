@@ -34,6 +34,8 @@ CPU = ("docker-compose.yml", "deploy/compose.cpu.yml")
 COMBINATIONS = {"gpu": GPU, "cpu": CPU, "neither": GPU[:1]}
 OWN = ("export", "classification", "evaluation")
 SERVERS = ("triton", "classification", "evaluation", "prometheus", "grafana")
+# Files of the machine, which containers do not see.
+NOT_IN_CONTAINERS = {"MKF_TLS_CERT_FILE", "MKF_TLS_KEY_FILE"}
 
 # https://github.com/triton-inference-server/server, docs/user_guide/metrics.md; on by default.
 TRITON_METRICS = {
@@ -84,6 +86,15 @@ def stack(request: pytest.FixtureRequest) -> dict[str, Any]:
 def gpu() -> dict[str, Any]:
     services: dict[str, Any] = rendered(GPU)["services"]
     return services
+
+
+def written(*files: str) -> dict[str, Any]:
+    """The services of compose files with what docker-compose 1.29 does not print of them."""
+    found: dict[str, Any] = {}
+    for file in files:
+        for name, service in yaml.safe_load((ROOT / file).read_text())["services"].items():
+            found[name] = found.get(name, {}) | service
+    return found
 
 
 def container_port(service: dict[str, Any], published: str) -> int:
@@ -150,6 +161,10 @@ def test_every_server_has_a_health_check_and_comes_back(stack: dict[str, Any]) -
     assert stack["export"]["healthcheck"]["test"] == ["NONE"]
 
 
+def test_what_takes_no_signal_as_the_first_process_is_not_it(stack: dict[str, Any]) -> None:
+    assert {name for name, service in stack.items() if service.get("init")} == {"export", "triton"}
+
+
 def test_each_waits_for_what_it_needs(stack: dict[str, Any]) -> None:
     def needs(name: str) -> dict[str, str]:
         return {other: how["condition"] for other, how in stack[name].get("depends_on", {}).items()}
@@ -157,7 +172,9 @@ def test_each_waits_for_what_it_needs(stack: dict[str, Any]) -> None:
     healthy = "service_healthy"
     assert needs("export") == {}
     assert needs("triton") == {"export": "service_completed_successfully"}
-    assert needs("classification") == needs("evaluation") == {"triton": healthy}
+    assert needs("classification") == {"triton": healthy}
+    # Compose builds in the order of these, and classification builds the image of both.
+    assert needs("evaluation") == {"triton": healthy, "classification": "service_started"}
     assert needs("prometheus") == dict.fromkeys(("triton", "classification", "evaluation"), healthy)
     assert needs("grafana") == {"prometheus": healthy}
 
@@ -199,11 +216,8 @@ def test_the_services_take_their_settings(
         if name.startswith(PREFIX):
             monkeypatch.delenv(name)
     for name in ("classification", "evaluation"):
-        said = stack[name]["environment"]
-        for variable, value in said.items():
-            if variable.startswith(PREFIX):
-                assert variable.removeprefix(PREFIX).lower() in Settings.model_fields
-                monkeypatch.setenv(variable, str(value))
+        for variable, value in stack[name]["environment"].items():
+            monkeypatch.setenv(variable, str(value))
         settings = Settings(_env_file=None)
         engine = stack["triton"]
         assert settings.engine == f"triton:triton:{container_port(engine, 'TRITON_GRPC_PORT')}"
@@ -212,6 +226,36 @@ def test_the_services_take_their_settings(
         if name == "evaluation":
             assert mounts[str(settings.results_directory)] == "results"
         assert settings.shutdown_grace_seconds < seconds(stack[name]["stop_grace_period"])
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [("classification", "MKF_EVALUATION_PORT"), ("evaluation", "MKF_CLASSIFICATION_PORT")],
+)
+def test_a_service_is_given_every_setting_and_nothing_else(
+    stack: dict[str, Any], name: str, others: str
+) -> None:
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields}
+    assert stack[name]["environment"].keys() == known - NOT_IN_CONTAINERS - {others}
+
+
+def test_the_shell_wins_over_the_env_file_for_limits_alone() -> None:
+    decided = {
+        "MKF_HOST", "MKF_METRICS_HOST", "MKF_METRICS_PORT", "MKF_ENGINE", "MKF_MODEL_REPOSITORY",
+        "MKF_RESULTS_DIRECTORY", "MKF_TRITON_SHARED_MEMORY", "MKF_EVALUATION_PORT",
+    }  # fmt: skip
+    given = rendered(CPU)["services"]["evaluation"]["environment"]
+    ports = {"MKF_CLASSIFICATION_PORT": "50061", "MKF_EVALUATION_PORT": "50062"}
+    shell = dict.fromkeys(given, "7") | ports
+    services = rendered(CPU, **shell)["services"]
+    said = services["evaluation"]["environment"]
+    assert {name for name in said if said[name] == "7"} == said.keys() - decided
+    assert {name: said[name] for name in decided} == {name: given[name] for name in decided}
+
+
+def test_a_variable_changes_no_container_but_its_own() -> None:
+    before, after = rendered(CPU)["services"], rendered(CPU, GRAFANA_PORT="3001")["services"]
+    assert {name for name in before if before[name] != after[name]} == {"grafana"}
 
 
 def test_triton_serves_what_export_writes_and_stops_in_time(stack: dict[str, Any]) -> None:
@@ -299,8 +343,6 @@ def test_another_model_makes_the_containers_that_serve_it_anew() -> None:
     assert demo["prometheus"] == other["prometheus"]
     assert other["export"]["command"][0] == "timm:some_net"
     assert other["export"]["build"]["args"]["MODEL"] == "timm:some_net"
-    written = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
-    assert written["export"]["pull_policy"] == "build"  # which docker-compose 1.29 does not print
 
 
 def test_datasets_are_read_only_wherever_they_lie() -> None:
@@ -327,6 +369,25 @@ def test_every_image_is_pinned(stack: dict[str, Any]) -> None:
     for name, value in env_file().items():
         if name.endswith("_IMAGE"):
             assert EXACT.match(value), value
+
+
+@pytest.mark.parametrize("files", COMBINATIONS.values(), ids=COMBINATIONS)
+def test_an_image_is_built_by_one_service_and_never_pulled(files: tuple[str, ...]) -> None:
+    """Compose builds at once, and two that export one tag get in each other's way."""
+    services = written(*files)
+    built = [service["image"] for service in services.values() if "build" in service]
+    assert len(set(built)) == len(built)
+    for name, service in services.items():
+        if service["image"] in built:
+            policy = "build" if "build" in service else "never"
+            assert service.get("pull_policy") == policy, name
+        else:
+            assert "pull_policy" not in service, name
+
+
+def test_triton_from_wheels_is_for_the_wheels_processor() -> None:
+    assert rendered(CPU)["services"]["triton"]["platform"] == "linux/amd64"
+    assert "platform" not in rendered(GPU)["services"]["triton"]
 
 
 def test_every_dockerfile_is_used_and_pins_its_base() -> None:
@@ -481,6 +542,14 @@ def test_grafana_finds_prometheus_and_the_dashboards(gpu: dict[str, Any]) -> Non
     assert f"{GRAFANA}/provisioning:/etc/grafana/provisioning:ro" in volumes
     home = gpu["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
     assert (GRAFANA / "dashboards" / Path(home).relative_to(provider["options"]["path"])).is_file()
+
+
+def test_grafana_finds_every_folder_that_it_looks_for() -> None:
+    """An error is logged where one is missing; in alerting, files of another kind may end it."""
+    for name in ("alerting", "dashboards", "datasources", "plugins"):
+        files = list((GRAFANA / "provisioning" / name).iterdir())
+        assert [path.suffix for path in files] == [".yml"], name
+        assert yaml.safe_load(files[0].read_text())["apiVersion"] == 1
 
 
 @pytest.mark.parametrize(
