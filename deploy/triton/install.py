@@ -85,7 +85,7 @@ def check_machine() -> None:
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         sys.exit(
             f"install.py: the server's wheel is for Linux on x86-64, not {platform.system()} on "
-            f"{platform.machine()}; use the container images"
+            f"{platform.machine()}; take an x86-64 machine, or NVIDIA's own image"
         )
 
 
