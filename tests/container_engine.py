@@ -212,11 +212,29 @@ def unmount(folder: Path) -> None:
 def import_base_images(engine: Engine) -> None:
     """The images of `.env` that no registry gives here: Python's, and Prometheus'."""
     images = env_file()
-    engine.podman("import", "--quiet", debian_rootfs(), images["PYTHON_IMAGE"])
+    engine.podman("import", "--quiet", debian_rootfs(), "debian-python")
+    engine.run(
+        "buildah", "bud", "--isolation", "chroot", "--pull-never", "--tag", images["PYTHON_IMAGE"],
+        "--file", write_python_dockerfile(), CACHE,
+    )  # fmt: skip
     engine.run(
         "buildah", "bud", "--isolation", "chroot", "--pull-never", "--tag",
         images["PROMETHEUS_IMAGE"], "--file", write_prometheus_dockerfile(images), CACHE,
     )  # fmt: skip
+
+
+def write_python_dockerfile() -> Path:
+    """Debian's Python, with an installer of packages where Python's own image has it."""
+    dockerfile = CACHE / "python.Dockerfile"
+    dockerfile.write_text("""\
+FROM debian-python
+RUN python3 -m venv /tmp/pip \\
+    && mkdir -p /usr/local/lib/python3.11/ensurepip \\
+    && mv /tmp/pip/lib/python3.11/site-packages /usr/local/lib/python3.11 \\
+    && mv /tmp/pip/bin/pip* /usr/local/bin \\
+    && rm -r /tmp/pip
+""")
+    return dockerfile
 
 
 def write_prometheus_dockerfile(images: Mapping[str, str]) -> Path:

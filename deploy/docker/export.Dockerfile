@@ -35,6 +35,9 @@ LABEL org.opencontainers.image.title="mkf export" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# The base has an installer of packages, which nothing here runs.
+RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
+    /usr/local/bin/pip* /usr/local/bin/wheel
 RUN useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin mkf \
     && install --directory --owner mkf --group mkf /models /cache
 COPY --from=builder /opt/mkf /opt/mkf

@@ -21,6 +21,9 @@ LABEL org.opencontainers.image.title="mkf triton-cpu" \
       org.opencontainers.image.licenses="Apache-2.0 AND BSD-3-Clause" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# The base has an installer of packages, which nothing here runs.
+RUN rm -rf /usr/local/lib/python3*/site-packages/* /usr/local/lib/python3*/ensurepip \
+    /usr/local/bin/pip* /usr/local/bin/wheel
 RUN useradd --uid 1000 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin triton-server
 COPY --from=builder /opt/triton /opt/triton
 ENV PATH=/opt/triton/bin:$PATH \

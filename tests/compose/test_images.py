@@ -28,10 +28,14 @@ def test_no_image_runs_as_root_or_holds_torch_or_pip(
         user = engine.inspect("image", tag)["Config"]["User"]
         assert int(user.partition(":")[0]) > 0
         found = engine.podman(
-            "run", "--rm", "--entrypoint", "find", tag, "/opt", "-maxdepth", "6", "-name", "torch",
-            "-o", "-maxdepth", "6", "-name", "pip", "-o", "-maxdepth", "6", "-name", "tests",
+            "run", "--rm", "--entrypoint", "find", tag, "/opt", "/usr/local", "-maxdepth", "6",
+            "-name", "torch", "-o", "-name", "tests", "-o", "-name", "pip*", "-o",
+            "-name", "ensurepip", "-o", "-name", "setuptools",
         )  # fmt: skip
         assert not found
+    base = env_file()["PYTHON_IMAGE"]
+    found = engine.podman("run", "--rm", "--entrypoint", "ls", base, "/usr/local/bin")
+    assert "pip" in found.split()  # it was there to be taken away
 
 
 def test_the_services_hold_no_runtime_of_models(engine: Engine, images: dict[str, str]) -> None:

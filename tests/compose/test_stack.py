@@ -172,6 +172,22 @@ def test_the_services_recover_when_triton_was_stopped(stack: Stack, boot: Path) 
     assert stack.container("classification")["State"]["Running"]
 
 
+def test_the_export_can_be_stopped(stack: Stack) -> None:
+    """As process 1 it would take no SIGTERM, and be killed 10 seconds later."""
+    script = "import time; print('started', flush=True); time.sleep(300)"
+    name = f"{stack.project}_waits"
+    stack.compose(
+        "run", "--detach", "--no-deps", "--name", name, "--entrypoint", "python3", "export",
+        "-c", script,
+    )  # fmt: skip
+    podman = stack.engine.podman
+    until(lambda: "started" in podman("logs", name), seconds=30)
+    began = time.monotonic()
+    podman("stop", "--time", "10", name)
+    assert time.monotonic() - began < 8
+    podman("rm", name)
+
+
 def test_a_second_up_changes_nothing(stack: Stack) -> None:
     before = {service: stack.container(service)["Id"] for service in SERVICES}
     stack.up("export", *SERVICES)
