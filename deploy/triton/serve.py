@@ -53,11 +53,15 @@ class Stopped(BaseException):
 def main() -> None:
     """Read the command line and serve."""
     arguments = parse_arguments()
-    handle_signals(raise_stopped)
+    told = threading.Event()  # to stop, before there is a server to stop
+    handle_signals(lambda *_: told.set())
     server = None
     try:
         models = find_models(arguments.repository)
         server = Server(arguments)
+        handle_signals(raise_stopped)
+        if told.is_set():
+            raise Stopped
         server.wait_until_ready(models, arguments.wait_seconds)
         if arguments.command:
             sys.exit(run(arguments.command, server))
@@ -89,7 +93,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prefix", type=Path, default=ROOT / ".triton", help="where install.py has put the server"
     )
-    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on")
+    parser.add_argument("--host", default="127.0.0.1", help="the IPv4 address to listen on")
     for shown, name in PROTOCOLS.items():
         parser.add_argument(
             f"--{name}-port",
@@ -326,13 +330,18 @@ def choose_ports(host: str, wanted: dict[str, int]) -> dict[str, int]:
 
 def reachable(host: str) -> str:
     """Where a client on this machine finds a server that listens on the host."""
-    return "127.0.0.1" if host in ("0.0.0.0", "::", "") else host  # noqa: S104
+    return "127.0.0.1" if host == "0.0.0.0" else host  # noqa: S104
+
+
+def address(server: Server, protocol: str) -> str:
+    """HOST:PORT of one of the server's ports."""
+    return f"{reachable(server.host)}:{server.ports[protocol]}"
 
 
 def run(command: list[str], server: Server) -> int:
     """The exit status of a command that asks the server; on a signal both get it."""
     environment = {
-        "MKF_ENGINE": f"triton:{reachable(server.host)}:{server.ports['grpc']}",
+        "MKF_ENGINE": f"triton:{address(server, 'grpc')}",
         "MKF_MODEL_REPOSITORY": str(server.repository),
     }
     try:
@@ -343,20 +352,22 @@ def run(command: list[str], server: Server) -> int:
         status = process.wait()
     except Stopped:
         process.terminate()
-        process.wait()
-        raise
+        try:
+            status = process.wait(DRAIN_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
     return status if status >= 0 else 128 - status
 
 
 def show(server: Server, models: list[str]) -> None:
     """The addresses, one a line."""
-    host = reachable(server.host)
     print(
         f"Triton is ready: {', '.join(models)}\n"
-        f"gRPC     {host}:{server.ports['grpc']}\n"
-        f"HTTP     http://{host}:{server.ports['http']}\n"
-        f"metrics  http://{host}:{server.ports['metrics']}/metrics\n"
-        f"Compare the models with: mkf-eval --engine triton:{host}:{server.ports['grpc']}\n"
+        f"gRPC     {address(server, 'grpc')}\n"
+        f"HTTP     http://{address(server, 'http')}\n"
+        f"metrics  http://{address(server, 'metrics')}/metrics\n"
+        f"Compare the models with: mkf-eval --engine triton:{address(server, 'grpc')}\n"
         "Ctrl-C stops the server.",
         flush=True,
     )

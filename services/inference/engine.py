@@ -17,8 +17,8 @@ class Inference:
     """The answer to one request."""
 
     logits: NDArray[np.float32]  # (n, classes)
-    queue_seconds: float  # until its batch began; 0 of a server, which tells sums alone
-    inference_seconds: float  # of its batch; of a server, until its answer had come
+    queue_seconds: float  # until its batch began; with servers, until it was sent
+    inference_seconds: float  # of its batch; with servers, until the answer had come
     attempts: int = 1  # how often the request was sent
 
 

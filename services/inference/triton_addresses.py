@@ -60,8 +60,7 @@ async def resolve(addresses: tuple[Address, ...]) -> Target:
     places = await asyncio.gather(*(_look_up(address) for address in addresses))
     servers = tuple(dict.fromkeys(place for found in places for place in found))
     if len(addresses) == 1:
-        only = f"dns:///{addresses[0]}"
-        return Target(only, (only,) if len(servers) == 1 else servers)
+        return Target(f"dns:///{addresses[0]}", servers)
     families = {"ipv6" if place.startswith("[") else "ipv4" for place in servers}
     if len(families) > 1:
         raise InvalidInputError(

@@ -8,11 +8,12 @@ engine on them clears that up.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from multiprocessing.shared_memory import SharedMemory
 
@@ -26,21 +27,21 @@ from services.errors import UnavailableError, one_line
 from services.inference.repository import INPUT_NAME
 
 NAME = re.compile("mkf-pixels-([0-9]+)-[0-9a-f]+")  # the process, and the region
-CONTROL_SECONDS = 5.0
+CONTROL_SECONDS = 2.0
 LOST = "unable to find shared memory region"  # Triton's words when it has started again
 
 
 class Regions:
     """Regions of one size, one for each request under way; await `close` at the end."""
 
-    def __init__(self, servers: Iterable[InferenceServerClient], region_bytes: int) -> None:
-        self._servers = tuple(servers)
+    def __init__(self, servers: Mapping[str, InferenceServerClient], region_bytes: int) -> None:
+        self._servers = servers  # its owner's: servers come and go
         self._bytes = region_bytes
         self._idle: list[SharedMemory] = []
 
     async def clear_dead(self) -> None:
         """Let the servers forget the regions of processes of this machine that are no more."""
-        for server in self._servers:
+        for server in tuple(self._servers.values()):
             with contextlib.suppress(InferenceServerException):
                 status = await server.get_system_shared_memory_status(
                     client_timeout=CONTROL_SECONDS
@@ -58,6 +59,18 @@ class Regions:
 
         A server that does not know the region has started again: then it knows none of the others
         either, and all are made anew.
+
+        Parameters
+        ----------
+        images
+            uint8, of at most the regions' size.
+
+        Raises
+        ------
+        UnavailableError
+            No server can map this machine's shared memory.
+        InferenceServerException
+            No server answers.
         """
         region = self._idle.pop() if self._idle else await self._make()
         np.ndarray(images.shape, np.uint8, region.buf)[:] = images
@@ -67,7 +80,7 @@ class Regions:
             yield tensor
         except InferenceServerException as error:
             self._idle.append(region)
-            if is_lost(error):
+            if LOST in str(error.message()).lower():
                 await self.close()
             raise
         except BaseException:
@@ -78,15 +91,15 @@ class Regions:
 
     async def close(self) -> None:
         """Free all regions that are not lent, here and on the servers."""
-        while self._idle:
-            await self._free(self._idle.pop())
+        regions, self._idle = self._idle, []
+        await asyncio.gather(*(self._free(region) for region in regions))
 
     async def _make(self) -> SharedMemory:
         name = f"mkf-pixels-{os.getpid()}-{secrets.token_hex(4)}"
         region = SharedMemory(name, create=True, size=self._bytes)
         errors = []
         try:
-            for server in self._servers:
+            for server in tuple(self._servers.values()):
                 try:
                     await server.register_system_shared_memory(
                         region.name, f"/{name}", self._bytes, client_timeout=CONTROL_SECONDS
@@ -100,6 +113,9 @@ class Regions:
             region.unlink()
         if len(errors) == len(self._servers):
             region.close()
+            away = [error for error in errors if error.status() == "StatusCode.UNAVAILABLE"]
+            if away:
+                raise away[0]  # it may be back soon
             raise UnavailableError(
                 f"no Triton server maps this process's shared memory ({one_line(errors[0])}); "
                 "set MKF_TRITON_SHARED_MEMORY=false for servers on other machines"
@@ -107,17 +123,13 @@ class Regions:
         return region
 
     async def _free(self, region: SharedMemory) -> None:
-        for server in self._servers:
-            with contextlib.suppress(InferenceServerException):
-                await server.unregister_system_shared_memory(
-                    region.name, client_timeout=CONTROL_SECONDS
-                )
+        unregistered = (
+            server.unregister_system_shared_memory(region.name, client_timeout=CONTROL_SECONDS)
+            for server in tuple(self._servers.values())
+        )
+        # Of a server that does not answer the region is gone with it.
+        await asyncio.gather(*unregistered, return_exceptions=True)
         region.close()
-
-
-def is_lost(error: InferenceServerException) -> bool:
-    """Whether the server knows a region no more; then the request was not run."""
-    return LOST in str(error.message()).lower()
 
 
 def _lives(process: int) -> bool:

@@ -23,7 +23,7 @@ async def open_engine(
         ``triton:HOST:PORT[,HOST:PORT...]``: Triton servers, on the repository that the settings
         name.
     settings
-        How to talk to Triton; by default as they are without any environment.
+        How to talk to Triton; by default as the environment has them, without `.env`.
 
     Returns
     -------

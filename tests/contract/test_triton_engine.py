@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
@@ -60,6 +61,13 @@ def configure(repository: Path, model: str, change: Callable[[ModelConfig], None
     config = text_format.Parse(path.read_text(), ModelConfig())
     change(config)
     path.write_text(text_format.MessageToString(config))
+
+
+def swap(repository: Path) -> None:
+    """The idealized graph under the baseline's name."""
+    shutil.rmtree(repository / BASELINE)
+    shutil.copytree(repository / IDEALIZED, repository / BASELINE)
+    configure(repository, BASELINE, lambda config: setattr(config, "name", BASELINE))
 
 
 @pytest.fixture
@@ -136,9 +144,18 @@ async def test_a_name_that_stands_for_another_server_is_looked_up_again(
         async with connected(repository, one) as engine:
             assert (await engine.server_times())[BASELINE].requests == answered(one)
             one.kill()
-            monkeypatch.setattr(engine, "_addresses", parse_addresses(two.address))
+            monkeypatch.setattr(engine._servers, "_addresses", parse_addresses(two.address))
             assert await engine.server_times() == {}
             assert (await engine.server_times())[BASELINE].requests == answered(two)
+
+
+async def test_a_server_that_hangs_is_left_for_another(repository: Path) -> None:
+    with TritonServer(repository) as one, TritonServer(repository) as two:
+        async with connected(repository, one, two) as engine:
+            await until(lambda: answered(one) > 66 and answered(two) > 66, engine)  # after warm-up
+            os.kill(two.pid, signal.SIGSTOP)
+            answers = await asyncio.gather(*(ask(engine) for _ in range(4)))
+            assert max(answer.attempts for answer in answers) > 1
 
 
 # What they serve.
@@ -147,15 +164,33 @@ async def test_a_name_that_stands_for_another_server_is_looked_up_again(
 async def test_a_server_of_another_graph_is_refused(
     repository: Path, own: Path, three: list[TritonServer]
 ) -> None:
-    shutil.rmtree(own / BASELINE)
-    shutil.copytree(own / IDEALIZED, own / BASELINE)
-    configure(own, BASELINE, lambda config: setattr(config, "name", BASELINE))
+    swap(own)
     with TritonServer(own) as server:
         with pytest.raises(RepositoryError, match=f"{server.address} serves {BASELINE} with anoth"):
             await TritonEngine.open(server.address, load_models(repository))
         # One that serves the right graph beside it changes nothing.
         with pytest.raises(RepositoryError, match="another graph"):
             await TritonEngine.open(f"{three[0].address},{server.address}", load_models(repository))
+
+
+@pytest.mark.parametrize("away", ["at the start", "later"])
+async def test_a_server_that_comes_with_another_graph_is_found_out(
+    repository: Path, own: Path, away: str
+) -> None:
+    with TritonServer(repository) as one, ExitStack() as stack:
+        two = TritonServer(own)
+        stack.callback(two.__exit__)
+        if away == "later":
+            two.start()
+        async with connected(repository, one, two) as engine:
+            if away == "later":
+                two.kill()
+                assert await engine.server_times() == {}
+            swap(own)
+            await asyncio.to_thread(two.start)
+            with pytest.raises(RepositoryError, match=f"{two.address} serves {BASELINE} with ano"):
+                await keep_asking(engine)
+            assert not await engine.is_ready(BASELINE)
 
 
 async def test_a_server_without_the_model_is_refused(repository: Path, own: Path) -> None:
@@ -197,10 +232,14 @@ async def test_messages_are_as_large_as_the_largest_batch(tmp_path: Path) -> Non
 # Servers that go and come.
 
 
-async def test_a_request_waits_for_a_server_that_starts_again(repository: Path) -> None:
+@pytest.mark.parametrize("shared_memory", [False, True])
+async def test_a_request_waits_for_a_server_that_starts_again(
+    repository: Path, shared_memory: bool
+) -> None:
     with TritonServer(repository) as server:
         async with connected(repository, server) as engine:
             expected = await ask(engine)
+        async with connected(repository, server, shared_memory=shared_memory) as engine:
             server.kill()
             assert not await engine.is_ready(BASELINE)
             assert await engine.server_times() == {}
@@ -214,9 +253,10 @@ async def test_a_request_waits_for_a_server_that_starts_again(repository: Path) 
             assert await engine.is_ready(BASELINE)
 
 
-async def test_patience_ends(repository: Path) -> None:
+@pytest.mark.parametrize("retry_seconds", [0.2, 0])
+async def test_patience_ends(repository: Path, retry_seconds: float) -> None:
     with TritonServer(repository) as server:
-        async with connected(repository, server, retry_seconds=0.2) as engine:
+        async with connected(repository, server, retry_seconds=retry_seconds) as engine:
             server.kill()
             with pytest.raises(UnavailableError, match=f"no Triton server answers for {BASELINE}"):
                 await ask(engine)
@@ -265,6 +305,22 @@ async def test_what_a_server_refuses_is_sent_once(
             assert not isinstance(caught.value, UnavailableError)
             assert sent == [BASELINE]
             assert models[BASELINE].preprocessing.input_size == (32, 32)
+
+
+async def test_waiting_for_a_place_is_queueing(repository: Path, three: list[TritonServer]) -> None:
+    async with connected(repository, three[0], concurrent_requests=1) as engine:
+        answers = await asyncio.gather(*(ask(engine) for _ in range(20)))
+    assert answers[0].queue_seconds < 0.01
+    assert answers[-1].queue_seconds > 10 * min(one.inference_seconds for one in answers)
+
+
+async def test_two_may_ask_for_the_servers_times_while_one_is_away(repository: Path) -> None:
+    with TritonServer(repository) as one, TritonServer(repository) as two:
+        async with connected(repository, one, two) as engine:
+            os.kill(two.pid, signal.SIGSTOP)  # asked, it does not answer
+            first = asyncio.create_task(engine.server_times())
+            await asyncio.sleep(0.5)
+            assert await asyncio.gather(first, engine.server_times()) == [{}, {}]
 
 
 async def test_no_more_requests_are_under_way_than_allowed(own: Path) -> None:
@@ -348,6 +404,14 @@ async def test_a_killed_process_leaves_no_shared_memory(repository: Path) -> Non
         assert len(regions(server)) == 1  # the server's side, until the next one comes
         async with connected(repository, server, shared_memory=True):
             assert regions(server) == []
+
+
+async def keep_asking(engine: TritonEngine) -> None:
+    """As an evaluation does, which asks for the times before it records."""
+    async with asyncio.timeout(15):
+        while True:
+            await ask(engine)
+            await engine.server_times()
 
 
 async def until_ready(engine: TritonEngine) -> None:

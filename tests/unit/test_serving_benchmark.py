@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -233,7 +234,8 @@ def test_other_programs_work_is_seen() -> None:
     worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         time.sleep(0.3)
-        assert machine.observe("now", seconds=0.5)["busy_share"] > 0.2
+        share = machine.observe("now", seconds=0.5)["busy_share"]
+        assert share > 0.5 / (os.cpu_count() or 1)  # one of the processors
     finally:
         worker.kill()
         worker.wait()

@@ -42,7 +42,7 @@ def test_an_address_stands_once() -> None:
 async def test_one_name_is_left_to_grpc() -> None:
     target = await resolve(parse_addresses("localhost:8001"))
     assert target.balanced == "dns:///localhost:8001"
-    assert target.servers == ("dns:///localhost:8001",)
+    assert target.servers == ("127.0.0.1:8001",)
 
 
 async def test_several_addresses_are_numbers_for_grpc() -> None:
