@@ -25,6 +25,7 @@ from benchmarks.growth import costs, names
 from benchmarks.growth.inputs import config, write_repository
 from benchmarks.growth.page import RESULTS, write_page
 from benchmarks.growth.servers import instant_servers
+from benchmarks.processes import forget_settings
 from services.evaluation.environment import usable_cpus
 from services.inference.repository import BASELINE
 
@@ -101,4 +102,5 @@ def table(results: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
+    forget_settings()
     typer.run(main)

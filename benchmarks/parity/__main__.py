@@ -18,6 +18,7 @@ from benchmarks.parity.hops import Plan
 from benchmarks.parity.images import load_images
 from benchmarks.parity.report import print_report, to_json
 from benchmarks.parity.run import Choice, run
+from benchmarks.processes import forget_settings
 from mkf.errors import MkfError
 from services.errors import InvalidInputError, ServiceError
 from services.evaluation.runner import comparable_models
@@ -152,6 +153,7 @@ def main(
 
 
 if __name__ == "__main__":
+    forget_settings()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what stops the servers
     app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
     app.command()(main)

@@ -18,8 +18,8 @@ from benchmarks.parity.counts import control_clients, count
 from benchmarks.parity.hops import ONNX_RUNTIME, TORCH, Plan
 from benchmarks.parity.recorder import Recorder, running_recorder
 from benchmarks.parity.same_model import SameModel, run_same_model
-from benchmarks.parity.server import PREFIX, running_triton
 from benchmarks.parity.torch_networks import torch_networks
+from benchmarks.processes import PREFIX, triton
 from services.inference.embedded import EmbeddedEngine
 from services.inference.triton import TritonEngine
 from services.inference.triton_addresses import parse_addresses
@@ -182,7 +182,7 @@ def _keep_bytes(
 
 def _servers(choice: Choice) -> AbstractContextManager[str]:
     if choice.servers is None:
-        return running_triton(choice.repository)
+        return triton(choice.repository)
     parse_addresses(choice.servers)
     return nullcontext(choice.servers)
 
@@ -209,7 +209,7 @@ def _same_model(
 
 @contextmanager
 def _serve_with_triton(repository: Path) -> Iterator[str]:
-    with running_triton(repository) as address:
+    with triton(repository) as address:
         yield f"triton:{address}"
 
 

@@ -17,7 +17,8 @@ import grpc
 import typer
 from rich.console import Console
 
-from benchmarks.serving import machine, processes, report, road
+from benchmarks import processes
+from benchmarks.serving import machine, report, road
 from services.errors import InvalidInputError, ServiceError, UnavailableError
 from services.inference.repository import BASELINE, load_models
 
@@ -230,6 +231,7 @@ def _command() -> str:
 
 
 if __name__ == "__main__":
+    processes.forget_settings()
     # Its servers end with it, also when it is told to stop.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.serving import perf_analyzer, processes
+from benchmarks import processes
+from benchmarks.serving import perf_analyzer
 from benchmarks.serving.measure import Rate, closed_loop
 from mkf.v1 import classification_pb2 as pb
 from mkf.v1 import classification_pb2_grpc

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.serving import processes
+from benchmarks import processes
 from benchmarks.serving.loadgen import Answer, Rules, Scenario, Verdict, background_loop, run_test
 from benchmarks.serving.measure import closed_loop
 from benchmarks.serving.road import (

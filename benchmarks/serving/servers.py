@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc.aio import InferenceServerClient
 
-from benchmarks.serving import processes
+from benchmarks import processes
 from benchmarks.serving.measure import closed_loop
+from benchmarks.serving.one_thread import with_one_thread
 from benchmarks.serving.road import TIMEOUT_SECONDS, as_pixels, demo_images
 from services.inference.repository import BASELINE
 from services.inference.urls import open_engine
@@ -45,7 +46,7 @@ async def compare(
     ]
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        one_thread = processes.with_one_thread(repository, folder / "repository")
+        one_thread = with_one_thread(repository, folder / "repository")
         addresses = [stack.enter_context(processes.triton(one_thread)) for _ in range(max(counts))]
         settings = Settings(_env_file=None, model_repository=one_thread)
         engines = []

@@ -22,8 +22,10 @@ from services.inference.repository import load_models
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.serving import machine, perf_analyzer, processes, report, road, servers  # noqa: E402
+from benchmarks import processes  # noqa: E402
+from benchmarks.serving import machine, perf_analyzer, report, road, servers  # noqa: E402
 from benchmarks.serving.measure import closed_loop  # noqa: E402
+from benchmarks.serving.one_thread import with_one_thread  # noqa: E402
 
 # Written by perf_analyzer 2.51.0: batch 8, 1 request in flight.
 CSV = """\
@@ -289,7 +291,7 @@ def test_the_committed_page_is_of_the_committed_results() -> None:
 
 
 def test_one_thread_each(repository: Path, tmp_path: Path) -> None:
-    copy = processes.with_one_thread(repository, tmp_path / "copy")
+    copy = with_one_thread(repository, tmp_path / "copy")
     for path in copy.glob("*/config.pbtxt"):
         config = text_format.Parse(path.read_text(), ModelConfig())
         original = text_format.Parse(

@@ -1,23 +1,26 @@
-"""The servers under load: Triton and the classification service, on free ports of the loopback."""
+"""Servers for benchmarks: Triton and the classification service, on free ports of the loopback."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc.model_config_pb2 import ModelConfig
-
 from services.errors import UnavailableError
+from services.runtime import settings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 PREFIX = ROOT / ".triton"
 STOP_SECONDS = 60.0
+
+
+def forget_settings() -> None:
+    """Measure with the services' defaults, whatever `MKF_...` the environment holds."""
+    for name in [name for name in os.environ if name.startswith(settings.PREFIX)]:
+        del os.environ[name]
 
 
 @contextmanager
@@ -47,31 +50,23 @@ def classification(engine: str, repository: Path) -> Iterator[str]:
     """
     program = [str(Path(sys.executable).with_name("mkf-serve")), "classification"]
     arguments = ["--engine", engine, "--classification-port", "0", "--metrics-port", "0"]
-    settings = {"MKF_MODEL_REPOSITORY": str(repository), "MKF_LOG_LEVEL": "WARNING"}
-    with _server([*program, *arguments], says="classification", settings=settings) as address:
+    environment = {
+        "MKF_HOST": "127.0.0.1",
+        "MKF_METRICS_HOST": "127.0.0.1",
+        "MKF_MODEL_REPOSITORY": str(repository),
+        "MKF_LOG_LEVEL": "WARNING",
+    }
+    with _server([*program, *arguments], says="classification", environment=environment) as address:
         yield address
-
-
-def with_one_thread(repository: Path, copy: Path) -> Path:
-    """A copy of a repository whose models have one instance of one thread each."""
-    shutil.copytree(repository, copy)
-    for path in copy.glob("*/config.pbtxt"):
-        config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-        for name in ("intra_op_thread_count", "inter_op_thread_count"):
-            config.parameters[name].string_value = "1"
-        del config.instance_group[1:]
-        config.instance_group[0].count = 1
-        path.write_text(text_format.MessageToString(config), encoding="utf-8")
-    return copy
 
 
 @contextmanager
 def _server(
-    command: Sequence[str], *, says: str, settings: dict[str, str] | None = None
+    command: Sequence[str], *, says: str, environment: dict[str, str] | None = None
 ) -> Iterator[str]:
     """A program that prints a line `SAYS ADDRESS` once it serves, and ends upon SIGTERM."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=os.environ | (settings or {})
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {})
     ) as process:
         assert process.stdout is not None
         try:
