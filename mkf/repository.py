@@ -210,8 +210,9 @@ def _config(model: Model, threads: int, graph_sha256: str) -> str:
             triton.ModelInstanceGroup(kind=triton.ModelInstanceGroup.KIND_AUTO, count=1)
         ],
         # No default_queue_policy: with a bounded queue Triton prepares no batch while one runs, and
-        # a request that comes meanwhile may wait until it looks again, 500 ms later. What waits is
-        # bounded by the services.
+        # a request that comes meanwhile may wait until it looks again, 500 ms later. The price: one
+        # whose client has gone may still be computed, with a batch that was made up before. What
+        # waits is bounded by the services, for what they send.
         dynamic_batching=triton.ModelDynamicBatching(max_queue_delay_microseconds=500),
         model_warmup=[_warmup(size, input_size) for size in (1, LARGEST_BATCH)],
         parameters={

@@ -403,6 +403,25 @@ async def test_a_request_that_ends_while_it_runs_harms_nobody(probe: MakeProbe) 
     assert batch_sizes([await model(images())]) == [1]
 
 
+async def test_requests_that_end_change_no_others_answer(probe: MakeProbe) -> None:
+    model = await probe()  # as exported: a batch may be made up before a request in it ends
+    holding = await model.hold()
+    tasks = []
+    for red in range(12):
+        tasks.append(model.start(images(2, red=red), timeout=0.1 if red % 3 == 0 else LONG))
+    await asyncio.sleep(ARRIVAL / 2)
+    for task in tasks[1::3]:
+        task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(answer, DeadlineError) for answer in answers[::3])
+    assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[1::3])
+    for red in range(2, 12, 3):
+        answer = answers[red]
+        assert isinstance(answer, Inference)
+        assert answer.logits[:, 1].tolist() == [red, red]
+    await holding
+
+
 async def test_a_failing_batch_fails_alone(probe: MakeProbe) -> None:
     model = await probe(lambda config: config.ClearField("dynamic_batching"))
     holding = await model.hold()
