@@ -406,9 +406,8 @@ async def test_a_request_that_ends_while_it_runs_harms_nobody(probe: MakeProbe) 
 async def test_requests_that_end_change_no_others_answer(probe: MakeProbe) -> None:
     model = await probe()  # as exported: a batch may be made up before a request in it ends
     holding = await model.hold()
-    tasks = []
-    for red in range(12):
-        tasks.append(model.start(images(2, red=red), timeout=0.1 if red % 3 == 0 else LONG))
+    limits = [0.1 if red % 3 == 0 else LONG for red in range(12)]
+    tasks = [model.start(images(2, red=red), timeout=limits[red]) for red in range(12)]
     await asyncio.sleep(ARRIVAL / 2)
     for task in tasks[1::3]:
         task.cancel()
