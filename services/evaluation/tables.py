@@ -77,6 +77,9 @@ def _table(results: Results) -> Table:
     for label in wording.PERCENTILES:
         cells = (wording.percentile(latency, label) for latency in latencies)
         table.add_row(f"latency {label}, ms", *cells, "")
+    for label, field in wording.MEANS.items():
+        cells = (wording.milliseconds(getattr(latency, field)) for latency in latencies)
+        table.add_row(f"latency {label}, ms" if label == "mean" else f"  {label}", *cells, "")
     table.add_row("requests", *(f"{latency.requests:,}" for latency in latencies), "")
     table.add_row(
         "images a second",

@@ -12,6 +12,11 @@ PERCENTILES = {  # label in tables -> field of ModelLatency
     "p99": "p99_ms",
     "p99.9": "p99_9_ms",
 }
+MEANS = {  # likewise; the last two are the engine's own word
+    "mean": "mean_ms",
+    "of it in the queue": "mean_queue_ms",
+    "of it computed": "mean_inference_ms",
+}
 
 
 def percent(share: float) -> str:

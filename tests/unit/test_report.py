@@ -242,6 +242,9 @@ def test_the_terminal_table(results: Results, tmp_path: Path) -> None:
         "\N{MINUS SIGN}0.65 to +0.01 pp",
         "McNemar p = 0.061",
         "latency p99, ms",
+        "latency mean, ms",
+        "of it in the queue",
+        "of it computed",
         "results/x/: results.json, samples.parquet, report.html",
     ):
         assert words in text
