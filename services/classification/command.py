@@ -15,10 +15,10 @@ from rich.table import Table
 
 from mkf.v1 import classification_pb2 as pb
 from mkf.v1 import classification_pb2_grpc
-from services.errors import InvalidInputError, UnavailableError
+from services.errors import UnavailableError
 from services.inference.repository import BASELINE
-from services.runtime.server import format_address
-from services.runtime.settings import Settings, load_settings
+from services.runtime.channel import format_address, open_channel
+from services.runtime.settings import load_settings
 
 
 def classify(
@@ -43,7 +43,11 @@ def classify(
     settings = load_settings()
     address = address or format_address(settings.host, settings.classification_port)
     results: list[dict[str, Any]] = []
-    with _open_channel(address, settings) as channel:
+    limits = [
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+    ]
+    with open_channel(address, settings, limits) as channel:
         stub = classification_pb2_grpc.ClassificationServiceStub(channel)
         for image in images:
             try:
@@ -68,21 +72,6 @@ def classify(
         print(f"mkf-classify: {result['image']}: {result['error']['message']}", file=sys.stderr)
     if failed:
         raise typer.Exit(1)
-
-
-def _open_channel(address: str, settings: Settings) -> grpc.Channel:
-    options = [
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.enable_http_proxy", 0),  # the service is on this machine or on the next one
-    ]
-    if settings.tls_cert_file is None:
-        return grpc.insecure_channel(address, options=options)
-    try:
-        certificate = settings.tls_cert_file.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"MKF_TLS_CERT_FILE cannot be read: {error}") from error
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options=options)
 
 
 def _as_dict(response: pb.ClassifyResponse) -> dict[str, Any]:

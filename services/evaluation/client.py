@@ -14,6 +14,7 @@ from mkf.v1 import evaluation_pb2_grpc
 from services.errors import DeadlineError, ServiceError, UnavailableError
 from services.evaluation.files import FILES
 from services.evaluation.store import RUN_ID
+from services.runtime.channel import trusted_certificate
 from services.runtime.settings import Settings
 
 # Of the stream a run lasts as long as it lasts, but every message has a deadline: progress comes
@@ -106,10 +107,9 @@ class EvaluationClient:
 async def connect(address: str, settings: Settings) -> AsyncIterator[EvaluationClient]:
     """A client of the service at `host:port`; with TLS where the settings name a certificate."""
     options = [("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)]
-    if settings.tls_cert_file is None:
+    if (credentials := trusted_certificate(settings)) is None:
         channel = grpc.aio.insecure_channel(address, options=options)
     else:
-        credentials = grpc.ssl_channel_credentials(settings.tls_cert_file.read_bytes())
         channel = grpc.aio.secure_channel(address, credentials, options=options)
     async with channel:
         yield EvaluationClient(channel, address)

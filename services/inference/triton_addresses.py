@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from services.errors import InvalidInputError, UnavailableError
+from services.runtime.channel import format_address
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Address:
     port: int
 
     def __str__(self) -> str:
-        return _join(self.host, self.port)
+        return format_address(self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ async def _look_up(address: Address) -> list[str]:
     except OSError as error:
         raise UnavailableError(f"{address.host} cannot be looked up: {error.strerror}") from error
     by_family = {
-        family: [_join(place[0], place[1]) for kind, _, _, _, place in found if kind == family]
+        family: [
+            format_address(str(place[0]), address.port)
+            for kind, _, _, _, place in found
+            if kind == family
+        ]
         for family in (socket.AF_INET, socket.AF_INET6)
     }
     return list(dict.fromkeys(by_family[socket.AF_INET] or by_family[socket.AF_INET6]))
-
-
-def _join(host: object, port: object) -> str:
-    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

@@ -25,9 +25,9 @@ from tritonclient.utils import InferenceServerException
 
 from services.errors import UnavailableError, one_line
 from services.inference.repository import INPUT_NAME
+from services.inference.triton_servers import CONTROL_SECONDS
 
 NAME = re.compile("mkf-pixels-([0-9]+)-[0-9a-f]+")  # the process, and the region
-CONTROL_SECONDS = 2.0
 LOST = "unable to find shared memory region"  # Triton's words when it has started again
 
 

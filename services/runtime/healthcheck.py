@@ -13,7 +13,8 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mkf.v1 import classification_pb2, evaluation_pb2
-from services.errors import InvalidInputError, UnavailableError
+from services.errors import UnavailableError
+from services.runtime.channel import format_address, open_channel
 from services.runtime.settings import Settings, load_settings
 
 WILDCARDS = ("0.0.0.0", "::", "")  # noqa: S104 - what a service may listen on
@@ -48,7 +49,7 @@ def healthcheck(
     settings = load_settings()
     address = address or _address(service, settings)
     request = health_pb2.HealthCheckRequest(service=FULL_NAMES[service].full_name)
-    with _open_channel(address, settings) as channel:
+    with open_channel(address, settings) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds)
         except grpc.RpcError as error:
@@ -70,15 +71,4 @@ def _address(service: Service, settings: Settings) -> str:
         Service.EVALUATION: settings.evaluation_port,
     }
     host = "localhost" if settings.host in WILDCARDS else settings.host
-    return f"[{host}]:{ports[service]}" if ":" in host else f"{host}:{ports[service]}"
-
-
-def _open_channel(address: str, settings: Settings) -> grpc.Channel:
-    options = [("grpc.enable_http_proxy", 0)]
-    if settings.tls_cert_file is None:
-        return grpc.insecure_channel(address, options=options)
-    try:
-        certificate = settings.tls_cert_file.read_bytes()
-    except OSError as error:
-        raise InvalidInputError(f"MKF_TLS_CERT_FILE cannot be read: {error}") from error
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options=options)
+    return format_address(host, ports[service])

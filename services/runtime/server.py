@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.errors import InvalidInputError, UnavailableError
+from services.runtime.channel import format_address
 from services.runtime.interceptor import RequestInterceptor
 from services.runtime.settings import Settings
 
@@ -111,11 +112,6 @@ async def running_server(
         await asyncio.wait([monitor])
         await health_servicer.enter_graceful_shutdown()
         await _stop(server, interceptor, registrations, settings.shutdown_grace_seconds)
-
-
-def format_address(host: str, port: int) -> str:
-    """`host:port`, an IPv6 host in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, settings: Settings) -> int:

@@ -27,12 +27,12 @@ from mkf.v1 import (
     evaluation_pb2_grpc,
 )
 from services.errors import InvalidInputError, NotFoundError, UnavailableError
+from services.runtime.channel import format_address
 from services.runtime.logging import OneLineFormatter
 from services.runtime.metrics import serve_metrics
 from services.runtime.server import (
     Registration,
     RunningServer,
-    format_address,
     running_server,
 )
 from services.runtime.settings import Settings, load_settings
